@@ -1,0 +1,109 @@
+"""From hidden states to the queries of a memory layer: causal convolution, projection, norm.
+
+UltraMem, section 3.1, changes 2 to 4: normalised query, causal depthwise convolution before the projection, one query
+shared by the heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPSILON = 1e-6
+
+
+class CausalConv(nn.Module):
+    """Depthwise convolution over the sequence that sees the present and ``kernel_size - 1`` earlier tokens.
+
+    Args:
+        hidden_size: D, the channels.
+        kernel_size: taps; the last one is the present token.
+    """
+
+    def __init__(self, hidden_size: int, kernel_size: int):
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.weight = nn.Parameter(torch.empty(hidden_size, 1, kernel_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """PyTorch's own initialisation of a depthwise ``Conv1d``."""
+        bound = self.kernel_size**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
+        """hidden_states ``(B, T, D)``, context ``(B, at most kernel_size - 1, D)`` before them -> ``(B, T, D)``."""
+        missing = self.kernel_size - 1
+        if context is not None:
+            hidden_states = torch.cat([context, hidden_states], dim=1)
+            missing -= context.shape[1]
+        padded_BDT = F.pad(hidden_states.transpose(1, 2), (missing, 0))
+        return F.conv1d(padded_BDT, self.weight.to(padded_BDT.dtype), groups=padded_BDT.shape[1]).transpose(1, 2)
+
+
+class Query(nn.Module):
+    """Queries for both sides and all ranks, ``(N, Q, 2, r, d)`` with N = B * T.
+
+    Args:
+        hidden_size: D.
+        num_sets: Q: 1 where the heads share a query, else the number of heads.
+        num_ranks: r.
+        rank_width: d.
+        conv_size: taps of the causal convolution; 0 for none.
+        norm: RMSNorm over d with a weight a rank, shared by the sides.
+    """
+
+    def __init__(self, hidden_size: int, *, num_sets: int, num_ranks: int, rank_width: int, conv_size: int, norm: bool):
+        super().__init__()
+        self.shape = (num_sets, 2, num_ranks, rank_width)
+        self.conv = CausalConv(hidden_size, conv_size) if conv_size else None
+        self.proj = nn.Linear(hidden_size, num_sets * 2 * num_ranks * rank_width, bias=False)
+        self.norm_weight = nn.Parameter(torch.ones(num_ranks, rank_width)) if norm else None
+
+    def reset_parameters(self, norm_weight: float = 1.0) -> None:
+        """Projection of unit gain; the norm's weight decides how large the scores are."""
+        if self.conv is not None:
+            self.conv.reset_parameters()
+        nn.init.normal_(self.proj.weight, std=self.proj.in_features**-0.5)
+        if self.norm_weight is not None:
+            nn.init.constant_(self.norm_weight, norm_weight)
+
+    def forward(self, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
+        """hidden_states ``(B, T, D)`` and what precedes them -> ``(B * T, Q, 2, r, d)``."""
+        if self.conv is not None:
+            hidden_states = self.conv(hidden_states, context)
+        query = self.proj(hidden_states).view(-1, *self.shape)
+        if self.norm_weight is not None:
+            query = F.rms_norm(query, query.shape[-1:], eps=NORM_EPSILON) * self.norm_weight.to(query.dtype)
+        return query
+
+
+class Keys(nn.Module):
+    """Keys of both sides, ``(H, 2, n, r, d)``.
+
+    Args:
+        num_heads: H, the key sets.
+        num_keys: n a side.
+        num_ranks: r.
+        rank_width: d.
+        norm: RMSNorm over d with a weight a rank, shared by heads and sides.
+    """
+
+    def __init__(self, *, num_heads: int, num_keys: int, num_ranks: int, rank_width: int, norm: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, 2, num_keys, num_ranks, rank_width))
+        self.norm_weight = nn.Parameter(torch.empty(num_ranks, rank_width)) if norm else None
+
+    def reset_parameters(self) -> None:
+        """A query of unit variance meets a key with a score of unit variance."""
+        rank_width = self.weight.shape[-1]
+        if self.norm_weight is None:
+            nn.init.normal_(self.weight, std=rank_width**-0.5)
+        else:
+            nn.init.normal_(self.weight)
+            nn.init.constant_(self.norm_weight, rank_width**-0.5)
+
+    def forward(self) -> Tensor:
+        """The keys as they are compared with queries."""
+        if self.norm_weight is None:
+            return self.weight
+        return F.rms_norm(self.weight, self.weight.shape[-1:], eps=NORM_EPSILON) * self.norm_weight

@@ -1,0 +1,168 @@
+"""From queries to slots: product keys (the sum of two scores) and Tucker-decomposed retrieval.
+
+Shapes: N tokens, Q query sets, H heads, n keys a side, r ranks, d width a rank, m chosen slots, h cores.
+"""
+
+from typing import NamedTuple
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ultramem import ops
+from ultramem.layers.query import Keys
+
+# UltraMemV2 caps the candidates of a side, also where the final top-m is larger.
+MAX_CANDIDATES = 128
+
+
+class Retrieval(NamedTuple):
+    """The chosen slots of every head, best first."""
+
+    values: Tensor  # (N, H, h, m) float32, one value a core
+    slots: Tensor  # (N, H, m) int64
+
+
+def _num_candidates(top_k: int, num_keys: int) -> int:
+    """Candidates a side: top_k of them hold the best slots, and more than the cap only cost time."""
+    candidates = min(top_k, num_keys, MAX_CANDIDATES)
+    if not 1 <= top_k <= candidates**2:
+        raise ValueError(f"top_k is {top_k}: {num_keys} keys a side offer {candidates**2} slots; lower top_k")
+    return candidates
+
+
+class ProductKeyRetrieval(nn.Module):
+    """Slot (i, j) scores ``s_row[i] + s_col[j]``: product-key memory, Lample et al. 2019, section 3.2.
+
+    Args:
+        num_heads: H.
+        num_keys: n a side.
+        key_size: width of a key.
+        top_k: m.
+        norm: normalise the keys.
+    """
+
+    def __init__(self, *, num_heads: int, num_keys: int, key_size: int, top_k: int, norm: bool):
+        super().__init__()
+        self.num_keys, self.top_k = num_keys, top_k
+        self.num_candidates = _num_candidates(top_k, num_keys)
+        self.keys = Keys(num_heads=num_heads, num_keys=num_keys, num_ranks=1, rank_width=key_size, norm=norm)
+
+    def reset_parameters(self) -> None:
+        """Draws the keys anew."""
+        self.keys.reset_parameters()
+
+    def forward(self, query: Tensor) -> Retrieval:
+        """Query ``(N, Q, 2, 1, d)``; the values have one core."""
+        keys = self.keys().to(query.dtype)
+        heads = keys.shape[0]
+        scores, indices = ops.select_keys(query, keys, keys.new_ones(heads, 2, 1), self.num_candidates)
+        # A sum is a Tucker product of rank two: (s_row, 1) with (1, s_col) under the identity.
+        row, column = scores.unbind(dim=2)
+        one = torch.ones_like(row)
+        scores = torch.stack([torch.cat([row, one], dim=2), torch.cat([one, column], dim=2)], dim=2)
+        identity = torch.eye(2, dtype=scores.dtype, device=scores.device).expand(heads, 1, 2, 2).contiguous()
+        return Retrieval(*ops.rescore(scores, indices, identity, self.num_keys, self.top_k))
+
+
+class TuckerRetrieval(nn.Module):
+    """Slot (i, j) scores ``S_row[:, i]^T C S_col[:, j]``, filtered by C's leading singular vectors: UltraMem, TDQKR.
+
+    C is the sum of h cores; each core also gives its own value (multi-core scoring). The singular vectors are buffers,
+    computed from the cores after every optimizer step, whoever steps it, without gradient.
+
+    Args:
+        num_heads: H.
+        num_keys: n a side.
+        num_ranks: r.
+        rank_width: d.
+        num_cores: h.
+        top_k: m.
+        penalty: alpha of the auxiliary loss.
+        margin: tau, up to which a singular value beyond the first is free.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        num_keys: int,
+        num_ranks: int,
+        rank_width: int,
+        num_cores: int,
+        top_k: int,
+        penalty: float,
+        margin: float,
+    ):
+        super().__init__()
+        self.num_keys, self.top_k, self.penalty, self.margin = num_keys, top_k, penalty, margin
+        self.num_candidates = _num_candidates(top_k, num_keys)
+        self.keys = Keys(num_heads=num_heads, num_keys=num_keys, num_ranks=num_ranks, rank_width=rank_width, norm=True)
+        self.cores = nn.Parameter(torch.empty(num_heads, num_cores, num_ranks, num_ranks))
+        self.left_vectors: Tensor
+        self.right_vectors: Tensor
+        self.register_buffer("left_vectors", torch.empty(num_heads, num_ranks, num_ranks))
+        self.register_buffer("right_vectors", torch.empty(num_heads, num_ranks, num_ranks))
+        self._decomposed: tuple[int, int] | None = None
+        _refresh_after_optimizer_steps(self)
+
+    def reset_parameters(self) -> None:
+        """Keys anew, cores ``U(0, 1)``, singular vectors with positive sums."""
+        self.keys.reset_parameters()
+        nn.init.uniform_(self.cores)
+        # The sign of a new pair is the one nearer to the last; ones make that "the one with positive sums".
+        nn.init.ones_(self.left_vectors)
+        nn.init.ones_(self.right_vectors)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Recomputes the singular vectors of the summed cores, the leading pair's sign kept continuous."""
+        left, _, right = torch.linalg.svd(self.cores.sum(dim=1).float())
+        right = right.mT
+        agreement = (left * self.left_vectors + right * self.right_vectors).sum(dim=-2, keepdim=True)
+        sign = torch.where(agreement < 0, -1.0, 1.0)
+        self.left_vectors.copy_(left * sign)
+        self.right_vectors.copy_(right * sign)
+        self._decomposed = self._cores_version()
+
+    def _cores_version(self) -> tuple[int, int]:
+        return self.cores.data_ptr(), 0 if self.cores.is_inference() else self.cores._version
+
+    def singular_values(self) -> Tensor:
+        """``(H, r)`` of the summed cores; the gradient is exact because the vectors are: d lambda = u^T dC t."""
+        core = self.cores.sum(dim=1).float()
+        left, right = self.left_vectors.float(), self.right_vectors.float()
+        return torch.einsum("hai,hab,hbi->hi", left, core, right)
+
+    def auxiliary_loss(self) -> Tensor:
+        """``alpha / (r - 1) * sum over i >= 2 of max(0, lambda_i - tau)**2``, summed over heads; float32 scalar."""
+        excess = (self.singular_values()[:, 1:] - self.margin).clamp(min=0)
+        return self.penalty / max(1, excess.shape[1]) * excess.square().sum()
+
+    def forward(self, query: Tensor) -> Retrieval:
+        """Query ``(N, Q, 2, r, d)``."""
+        # The optimizer's hook cannot see cores changed by hand, loaded or copied; a compiled graph relies on the hook.
+        if not torch.compiler.is_compiling() and self._decomposed != self._cores_version():
+            self.refresh()
+        keys = self.keys().to(query.dtype)
+        filter_vectors = torch.stack([self.left_vectors[..., 0], self.right_vectors[..., 0]], dim=1)
+        scores, indices = ops.select_keys(query, keys, filter_vectors, self.num_candidates)
+        return Retrieval(*ops.rescore(scores, indices, self.cores, self.num_keys, self.top_k))
+
+
+_live: WeakSet[TuckerRetrieval] = WeakSet()
+
+
+def _refresh_after_optimizer_steps(retrieval: TuckerRetrieval) -> None:
+    if not _live:
+        register_optimizer_step_post_hook(_refresh_stepped)
+    _live.add(retrieval)
+
+
+def _refresh_stepped(optimizer: torch.optim.Optimizer, *_) -> None:
+    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for retrieval in _live:
+        if id(retrieval.cores) in stepped:
+            retrieval.refresh()

@@ -1,0 +1,52 @@
+"""The fixed random permutation of implicit value expansion, computed from the slot's number and a seed.
+
+UltraMem, section 3.3: logical slots are shuffled so that the E copies of a row do not sit together. A logical slot is a
+point (i, j) of an n x n grid, so a Feistel network over Z_n x Z_n is a permutation for any n: no cycle walking, no
+memory, the same on every rank and after every reload.
+"""
+
+import torch
+from torch import Tensor
+
+NUM_ROUNDS = 4
+_MASK = 0xFFFFFFFF
+
+
+def round_offsets(num_keys: int, seed: int, device: torch.device | None = None) -> Tensor:
+    """What every Feistel round adds for each half: ``(4, n)`` int64 in ``[0, n)``, a 32-bit mixing hash."""
+    rounds = torch.arange(1, NUM_ROUNDS + 1, device=device)[:, None] * 0x9E3779B1
+    mixed = (torch.arange(num_keys, device=device)[None] * 0x85EBCA6B + rounds + seed * 0x27D4EB2F) & _MASK
+    mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & _MASK
+    mixed = ((mixed ^ (mixed >> 12)) * 0x297A2D39) & _MASK
+    return (mixed ^ (mixed >> 15)) % num_keys
+
+
+def permute(slots: Tensor, num_keys: int, seed: int) -> Tensor:
+    """A permutation of ``[0, n * n)``; int64 in, int64 out, any shape."""
+    left, right = slots // num_keys, slots % num_keys
+    for offsets in round_offsets(num_keys, seed, slots.device):
+        left, right = right, (left + offsets[right]) % num_keys
+    return left * num_keys + right
+
+
+def physical_rows(slots: Tensor, num_keys: int, expansion: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Where logical slots live: every table row serves exactly E slots, one of each group.
+
+    Args:
+        slots: int64, any shape, in ``[0, n * n)``.
+        num_keys: n, the logical keys of a side; n * n is a multiple of E.
+        expansion: E. With E = 1 slots are rows, unshuffled.
+        seed: chooses the permutation.
+
+    Returns:
+        rows in ``[0, n * n / E)`` and groups in ``[0, E)``, int64, both shaped as ``slots``.
+
+    Example:
+        >>> rows, groups = physical_rows(torch.arange(36), num_keys=6, expansion=4, seed=0)
+        >>> sorted((rows * 4 + groups).tolist()) == list(range(36))
+        True
+    """
+    if expansion == 1:
+        return slots, torch.zeros_like(slots)
+    permuted = permute(slots, num_keys, seed)
+    return permuted // expansion, permuted % expansion

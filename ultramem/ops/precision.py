@@ -1,0 +1,22 @@
+"""In which precision scores are summed, whatever precision the model runs in."""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays; everything narrower is summed in float32, because ties in bfloat16 choose wrong rows."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def without_autocast(function: Callable) -> Callable:
+    """An operation has its own precision: an autocast region around it must not lower that of its products."""
+
+    @wraps(function)
+    def wrapped(*args):
+        with torch.autocast(args[0].device.type, enabled=False):
+            return function(*args)
+
+    return wrapped
