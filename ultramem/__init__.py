@@ -1,0 +1,1 @@
+"""ultramem: memory layers for language models."""

@@ -28,7 +28,7 @@ def leading_pair(retrieval):
 def assert_fresh(retrieval):
     """The buffers decompose the cores of this moment, sign of the leading pair apart."""
     core = retrieval.cores.detach().sum(dim=1)
-    left, values, right = torch.linalg.svd(core)
+    left, values, _ = torch.linalg.svd(core)
     u, t = leading_pair(retrieval)
     torch.testing.assert_close(torch.einsum("ha,hab,hb->h", u, core, t), values[:, 0])
     torch.testing.assert_close((u * left[..., 0]).sum(-1).abs(), torch.ones(len(u)))
