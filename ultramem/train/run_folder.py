@@ -1,0 +1,168 @@
+"""The folder of a run: what lies where, and who may go on in it."""
+
+import fcntl
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ultramem.train.atomic import write_json
+from ultramem.train.checkpoint_files import Checkpoints
+from ultramem.train.config import OptimizerConfig, TrainConfig
+from ultramem.train.config_json import config_to_dict
+
+# How often something is written and how the same numbers are computed may change while a run is under way.
+FREE_FIELDS = frozenset(
+    {
+        "activation_checkpointing",
+        "checkpoint_every_steps",
+        "compile",
+        "evaluate_every_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+        "tensorboard",
+    }
+)
+
+
+class RunFolder:
+    """Names of a run's files.
+
+    ``run.json`` the TrainConfig; ``config.json`` the model's, as transformers reads it; ``environment.json`` versions at
+    each start; ``data.json`` the header of the data; ``tokenizer.json``; ``metrics.jsonl``; ``checkpoints/``;
+    ``tensorboard/``; ``summary.json`` once the run is finished.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "run.json"
+        self.environment = path / "environment.json"
+        self.data = path / "data.json"
+        self.tokenizer = path / "tokenizer.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.summary = path / "summary.json"
+
+
+@contextmanager
+def open_run(path: Path, config: TrainConfig, data_header: dict[str, Any], tokenizer: Path | None) -> Iterator[RunFolder]:
+    """Begin a run in a new folder, or go on in the folder that it began; nobody else may meanwhile.
+
+    Args:
+        path: the folder; its parents are made.
+        config: the run as it is to be recorded.
+        data_header: what identifies the data.
+        tokenizer: file to copy into the folder.
+
+    Raises:
+        ValueError: the folder holds something else, another run, or is in use; nothing in it was changed.
+    """
+    run = RunFolder(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: a run needs a folder")
+    if path.exists() and not run.config.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise ValueError(f"{path} is not empty and not a run's folder (it has no run.json): choose another")
+    path.mkdir(parents=True, exist_ok=True)
+    with _alone_in(path):
+        if run.config.exists():
+            _check_same_run(run, config, data_header)
+        write_json(run.config, config_to_dict(config))
+        write_json(run.data, data_header)
+        config.model.save_pretrained(path)
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, run.tokenizer)
+        starts = json.loads(run.environment.read_text()) if run.environment.exists() else []
+        write_json(run.environment, [*starts, describe_environment()])
+        yield run
+
+
+@contextmanager
+def _alone_in(path: Path) -> Iterator[None]:
+    with open(path / ".lock", "w") as lock:  # the system lets go of it however the process ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{path} is in use by another training process: wait for it or stop it") from error
+        yield
+
+
+def _check_same_run(run: RunFolder, config: TrainConfig, data_header: dict[str, Any]) -> None:
+    recorded = _read(run.config)
+    current = json.loads(json.dumps(config_to_dict(config)))
+    free = FREE_FIELDS | ({"steps"} if _same_rates_so_far(run, recorded, config) else set())
+    differences = _differences(recorded, current, free)
+    if differences:
+        raise ValueError(
+            f"{run.path} holds a run with other settings ({'; '.join(differences)}): "
+            "go on with the recorded ones, or choose another folder"
+        )
+    if run.data.exists():
+        differences = _differences(_read(run.data), json.loads(json.dumps(data_header)), frozenset())
+        if differences:
+            raise ValueError(f"{run.path} was begun on other data ({'; '.join(differences)}): choose another folder")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): choose another folder, or repair it") from error
+
+
+def _differences(recorded: dict[str, Any], current: dict[str, Any], free: frozenset[str], prefix: str = "") -> list[str]:
+    """Say of every field that changed what it was and what it is."""
+    found = []
+    for name in [*recorded, *(name for name in current if name not in recorded)]:
+        before, now = recorded.get(name), current.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now, free, f"{prefix}{name}.")
+        elif before != now and prefix + name not in free:
+            found.append(f"{prefix}{name} was {before!r}, now it is {now!r}")
+    return found
+
+
+def _same_rates_so_far(run: RunFolder, recorded: dict[str, Any], config: TrainConfig) -> bool:
+    """Whether the steps already taken would have had the same learning rates in a run of the new length."""
+    optimizer, steps = OptimizerConfig(**recorded["optimizer"]), recorded["steps"]
+    before = optimizer.learning_rate_schedule(steps), optimizer.table_multiplier(steps)
+    now = config.optimizer.learning_rate_schedule(config.steps), config.optimizer.table_multiplier(config.steps)
+    taken = Checkpoints(run.checkpoints).newest_step or 0
+    return all(old(step) == new(step) for old, new in zip(before, now, strict=True) for step in range(taken))
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a result depends on beside the run's settings: versions, the git commit and the device."""
+    packages = ("ultramem-pytorch", "torch", "triton", "transformers", "numpy")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "packages": {name: _version(name) for name in packages},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the source that runs, where it lies in a git checkout."""
+    try:
+        here = Path(__file__).parent
+        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return result.stdout.strip() or None
