@@ -40,9 +40,7 @@ def load_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers
     """
     state = _state(model, optimizers)
     checkpoints.load(step, state)
-    set_state_dict(
-        model, list(optimizers), model_state_dict=state["model"], optim_state_dict=state["optimizers"]
-    )
+    set_state_dict(model, list(optimizers), model_state_dict=state["model"], optim_state_dict=state["optimizers"])
     torch.set_rng_state(state["random"]["cpu"])
     if "cuda" in state["random"]:
         torch.cuda.set_rng_state(state["random"]["cuda"])

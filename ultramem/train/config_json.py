@@ -81,11 +81,6 @@ def _exactly(value: Any, kind: type) -> Any:
 
 
 def _structure_model(values: dict[str, Any], _: type) -> UltraMemConfig:
-    # transformers takes any keyword without a word, so misspelt ones are found here.
-    known = [entry.name for entry in dataclasses.fields(UltraMemConfig)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise ValueError("; ".join(_unknown_field(name, known) for name in unknown))
     return UltraMemConfig(**values)
 
 

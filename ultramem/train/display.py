@@ -67,13 +67,13 @@ class Display(AbstractContextManager["Display"]):
             for name, value in _scalars(record):
                 self._writer.add_scalar(name, value, record["step"])
 
-    def summarise(self, summary: dict[str, Any]) -> None:
-        """Print the table of a run that has ended."""
-        table = Table(title=f"{summary['name']}: {summary['status']}", show_header=False)
-        for name, value in summary.items():
-            if isinstance(value, int | float):
-                table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
-        self._console.print(table)
+
+def show_summary(summary: dict[str, Any]) -> None:
+    """Print the table of a run that has ended."""
+    table = Table(title=f"{summary['name']}: {summary['status']}", show_header=False)
+    for name, value in _scalars(summary):
+        table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
+    Console(stderr=True).print(table)
 
 
 def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

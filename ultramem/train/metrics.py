@@ -100,9 +100,7 @@ def validate(
     was_training = model.training
     model.eval()
     decoder = model.model
-    healths = [
-        MemoryHealth(layer, table) for layer, table in zip(decoder.memory_layers, decoder.tables, strict=True)
-    ]
+    healths = [MemoryHealth(layer, table) for layer, table in zip(decoder.memory_layers, decoder.tables, strict=True)]
     loss_sum, num_tokens = 0.0, 0
     for windows in batches:
         windows = windows.to(model.device, non_blocking=True)

@@ -1,22 +1,20 @@
 """The folder of a run: what lies where, and who may go on in it."""
 
+import dataclasses
 import fcntl
 import json
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ultramem.data.tokens import TokenDataset
 from ultramem.train.atomic import write_json
 from ultramem.train.checkpoint_files import Checkpoints
 from ultramem.train.config import OptimizerConfig, TrainConfig
 from ultramem.train.config_json import config_to_dict
+from ultramem.train.environment import describe_environment
 
 # How often something is written and how the same numbers are computed may change while a run is under way.
 FREE_FIELDS = frozenset(
@@ -35,9 +33,10 @@ FREE_FIELDS = frozenset(
 class RunFolder:
     """Names of a run's files.
 
-    ``run.json`` the TrainConfig; ``config.json`` the model's, as transformers reads it; ``environment.json`` versions at
-    each start; ``data.json`` the header of the data; ``tokenizer.json``; ``metrics.jsonl``; ``checkpoints/``;
-    ``tensorboard/``; ``summary.json`` once the run is finished.
+    ``run.json`` the TrainConfig; ``config.json`` the model's, as transformers reads it; ``environment.json`` the
+    versions at each start; ``data.json`` what the
+    data is; ``tokenizer.json``; ``metrics.jsonl``;
+    ``checkpoints/``; ``tensorboard/``; ``summary.json`` once the run is finished.
     """
 
     def __init__(self, path: Path):
@@ -53,14 +52,13 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(path: Path, config: TrainConfig, data_header: dict[str, Any], tokenizer: Path | None) -> Iterator[RunFolder]:
+def open_run(path: Path, config: TrainConfig, data: TokenDataset) -> Iterator[RunFolder]:
     """Begin a run in a new folder, or go on in the folder that it began; nobody else may meanwhile.
 
     Args:
         path: the folder; its parents are made.
         config: the run as it is to be recorded.
-        data_header: what identifies the data.
-        tokenizer: file to copy into the folder.
+        data: what it trains on.
 
     Raises:
         ValueError: the folder holds something else, another run, or is in use; nothing in it was changed.
@@ -73,12 +71,11 @@ def open_run(path: Path, config: TrainConfig, data_header: dict[str, Any], token
     path.mkdir(parents=True, exist_ok=True)
     with _alone_in(path):
         if run.config.exists():
-            _check_same_run(run, config, data_header)
+            _check_same_run(run, config, data)
         write_json(run.config, config_to_dict(config))
-        write_json(run.data, data_header)
+        write_json(run.data, _identity(data))
         config.model.save_pretrained(path)
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer, run.tokenizer)
+        shutil.copyfile(data.tokenizer_path, run.tokenizer)
         starts = json.loads(run.environment.read_text()) if run.environment.exists() else []
         write_json(run.environment, [*starts, describe_environment()])
         yield run
@@ -94,7 +91,7 @@ def _alone_in(path: Path) -> Iterator[None]:
         yield
 
 
-def _check_same_run(run: RunFolder, config: TrainConfig, data_header: dict[str, Any]) -> None:
+def _check_same_run(run: RunFolder, config: TrainConfig, data: TokenDataset) -> None:
     recorded = _read(run.config)
     current = json.loads(json.dumps(config_to_dict(config)))
     free = FREE_FIELDS | ({"steps"} if _same_rates_so_far(run, recorded, config) else set())
@@ -105,9 +102,16 @@ def _check_same_run(run: RunFolder, config: TrainConfig, data_header: dict[str, 
             "go on with the recorded ones, or choose another folder"
         )
     if run.data.exists():
-        differences = _differences(_read(run.data), json.loads(json.dumps(data_header)), frozenset())
+        differences = _differences(_read(run.data), _identity(data), frozenset())
         if differences:
-            raise ValueError(f"{run.path} was begun on other data ({'; '.join(differences)}): choose another folder")
+            raise ValueError(f"{run.path} was begun on other data ({differences[0]}): choose another folder")
+
+
+def _identity(data: TokenDataset) -> dict[str, Any]:
+    """What two copies of the same prepared data agree on, checksums included."""
+    header = dataclasses.asdict(data.header)
+    del header["settings"]  # say how it was made, not what it is
+    return header
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -117,7 +121,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}): choose another folder, or repair it") from error
 
 
-def _differences(recorded: dict[str, Any], current: dict[str, Any], free: frozenset[str], prefix: str = "") -> list[str]:
+def _differences(
+    recorded: dict[str, Any], current: dict[str, Any], free: frozenset[str], prefix: str = ""
+) -> list[str]:
     """Say of every field that changed what it was and what it is."""
     found = []
     for name in [*recorded, *(name for name in current if name not in recorded)]:
@@ -136,33 +142,3 @@ def _same_rates_so_far(run: RunFolder, recorded: dict[str, Any], config: TrainCo
     now = config.optimizer.learning_rate_schedule(config.steps), config.optimizer.table_multiplier(config.steps)
     taken = Checkpoints(run.checkpoints).newest_step or 0
     return all(old(step) == new(step) for old, new in zip(before, now, strict=True) for step in range(taken))
-
-
-def describe_environment() -> dict[str, Any]:
-    """Return what a result depends on beside the run's settings: versions, the git commit and the device."""
-    packages = ("ultramem-pytorch", "torch", "triton", "transformers", "numpy")
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "packages": {name: _version(name) for name in packages},
-        "git_commit": _git_commit(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the source that runs, where it lies in a git checkout."""
-    try:
-        here = Path(__file__).parent
-        result = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return result.stdout.strip() or None

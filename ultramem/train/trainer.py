@@ -1,13 +1,10 @@
 """The training loop: from a position in the data to a step of both optimizers, and what is kept of it."""
 
+import json
 import math
-import os
-import resource
 import statistics
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,19 +12,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ultramem.data.loader import TokenLoader
+from ultramem.data.loader import TokenLoader, validation_batches
 from ultramem.data.tokens import TokenDataset
-from ultramem.layers.tables import Table
+from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
 from ultramem.train.atomic import write_json
 from ultramem.train.checkpoint import Checkpoints, load_state, save_state
 from ultramem.train.config import TrainConfig
-from ultramem.train.display import Display
+from ultramem.train.determinism import deterministic_algorithms
+from ultramem.train.display import Display, show_summary
 from ultramem.train.interruption import StopRequest
 from ultramem.train.journal import Journal, read_journal
 from ultramem.train.metrics import validate
-from ultramem.train.run_folder import RunFolder, describe_environment, open_run
+from ultramem.train.run_folder import RunFolder, open_run
+from ultramem.train.summary import summarise
 
 
 class TrainingError(ValueError):
@@ -37,8 +36,8 @@ class TrainingError(ValueError):
 def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | str | None = None) -> dict[str, Any]:
     """Train a model, or go on where the same call was interrupted.
 
-    SIGTERM and SIGINT end the run after the step under way, with a checkpoint. The same arguments give the same numbers,
-    interrupted or not: bit for bit on a CPU.
+    SIGTERM and SIGINT end the run after the step under way, with a checkpoint. The same arguments give the same
+    numbers, interrupted or not: bit for bit on a CPU.
 
     Args:
         config: the run. Its model gets the vocabulary of the data.
@@ -62,12 +61,26 @@ def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | 
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
-    config = replace(config, model=replace(config.model, vocab_size=training.vocab_size))
+    config = replace(config, model=_model_for(training, config.model))
+    # Data that is too short is refused before anything is written.
+    loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
+    validation_batches(validation, config.sequence_length, config.batch_size, num_batches=1)
     try:
-        with open_run(out, config, training.header, training.tokenizer_path) as run, _deterministic():
-            return Trainer(config, run, training, validation, device).run()
+        with open_run(out, config, training) as folder, deterministic_algorithms():
+            if folder.summary.exists():
+                summary = json.loads(folder.summary.read_text())
+                if summary["step"] >= config.steps:
+                    show_summary(summary)
+                    return summary
+            return Trainer(config, folder, loader, validation, device).run()
     except OSError as error:
-        raise TrainingError(f"cannot write to {out}: {error.strerror or error}; make room, then run again") from error
+        raise TrainingError(f"training in {out} stopped: {error}; make room there, then run the same again") from error
+
+
+def _model_for(data: TokenDataset, model: UltraMemConfig) -> UltraMemConfig:
+    """Give a model the vocabulary of its data: a text begins after a separator and ends at the next."""
+    separator = data.separator_id
+    return replace(model, vocab_size=data.vocab_size, bos_token_id=separator, eos_token_id=separator)
 
 
 class StepResult(NamedTuple):
@@ -85,7 +98,7 @@ class Trainer:
     Args:
         config: the run, its vocabulary that of the data.
         folder: where it is kept, open.
-        training: tokens to learn from.
+        loader: batches to learn from.
         validation: tokens to measure on.
         device: where to compute.
     """
@@ -94,20 +107,19 @@ class Trainer:
         self,
         config: TrainConfig,
         folder: RunFolder,
-        training: TokenDataset,
+        loader: TokenLoader,
         validation: TokenDataset,
         device: torch.device,
     ):
         self.config, self.folder, self.device = config, folder, device
-        self.loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
-        micro_batch_size = config.micro_batch_size or config.batch_size
-        self.micro_batch_size = micro_batch_size
-        self.validation_loader = TokenLoader(validation, config.sequence_length, micro_batch_size, seed=0)
-        self.tokens_per_byte = validation.num_tokens / validation.num_bytes
+        self.loader, self.validation = loader, validation
+        self.micro_batch_size = config.micro_batch_size or config.batch_size
         torch.manual_seed(config.seed)
         self.model = UltraMemForCausalLM(config.model).to(device).train()
         if config.activation_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            # transformers 5.23 renamed it and warns of the old name; 5.17 has only that.
+            enable = getattr(self.model, "activation_checkpointing_enable", None)
+            (enable or self.model.gradient_checkpointing_enable)()
         self.forward = torch.compile(self.model) if config.compile else self.model
         self.optimizers = _build_optimizers(self.model, config)
         self.learning_rate = config.optimizer.learning_rate_schedule(config.steps)
@@ -134,23 +146,24 @@ class Trainer:
                 journal.write(values)
                 display.record(values)
 
-            while self.step < config.steps and not stop.requested:
+            stopping = False
+            while self.step < config.steps and not stopping:
                 started = time.perf_counter()
                 result = self.take_step()
                 step_seconds.append(time.perf_counter() - started)
                 display.advance(self.step, result.loss, config.tokens_per_step / step_seconds[-1])
-                finished = self.step == config.steps
+                finished, stopping = self.step == config.steps, stop.requested
                 if finished or self.step % config.log_every_steps == 0:
                     record(self._line(result, statistics.fmean(step_seconds)))
                     step_seconds.clear()
                 if finished or self.step % config.evaluate_every_steps == 0:
                     record(self.evaluate())
-                if finished or stop.requested or self.step % config.checkpoint_every_steps == 0:
+                if finished or stopping or self.step % config.checkpoint_every_steps == 0:
                     save_state(self.checkpoints, self.step, self.model, self.optimizers)
-            summary = self._summary()
-            if self.step == config.steps:
-                write_json(self.folder.summary, summary)
-        display.summarise(summary)
+        summary = summarise(config, self.step, self.model, read_journal(self.folder.metrics))
+        if self.step == config.steps:
+            write_json(self.folder.summary, summary)
+        show_summary(summary)
         return summary
 
     def take_step(self) -> StepResult:
@@ -181,10 +194,14 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Measure the model on the validation split."""
-        available = max(1, self.validation_loader.num_batches)
-        count = min(self.config.evaluate_batches, available)
-        batches = (self.validation_loader.batch(position) for position in range(count))
-        return validate(self.model, batches, tokens_per_byte=self.tokens_per_byte, autocast=self._autocast)
+        config, validation = self.config, self.validation
+        batches = validation_batches(validation, config.sequence_length, config.batch_size, config.evaluate_batches)
+        return validate(
+            self.model,
+            (micro_batch for batch in batches for micro_batch in batch.split(self.micro_batch_size)),
+            tokens_per_byte=validation.num_tokens / validation.num_bytes,
+            autocast=self._autocast,
+        )
 
     def _autocast(self) -> AbstractContextManager:
         if self.config.precision == "fp32":
@@ -197,3 +214,56 @@ class Trainer:
             for group in optimizer.param_groups:
                 tables = group["name"] == "tables"
                 group["lr"] = trunk_rate * self.table_multiplier(self.step) if tables else trunk_rate
+
+    def _check_finite(self, result: StepResult) -> None:
+        wrong = [name for name, value in result._asdict().items() if not math.isfinite(value)]
+        if not wrong:
+            return
+        weights = [name for name, weight in self.model.named_parameters() if not _finite(weight)]
+        gradients = [name for name, weight in self.model.named_parameters() if not _finite(weight.grad)]
+        newest = self.checkpoints.newest_step
+        kept = (
+            f"{self.checkpoints.path(newest)} is the last good checkpoint" if newest else "there is no checkpoint yet"
+        )
+        raise TrainingError(
+            f"step {self.step + 1}: {wrong[0].replace('_', ' ')} is {getattr(result, wrong[0])}; "
+            f"first weights that are not finite: {', '.join(weights[:3]) or 'none'}; "
+            f"first gradients: {', '.join(gradients[:3]) or 'none'}. Nothing was updated; {kept}: "
+            "try a lower optimizer.learning_rate or a longer optimizer.warmup_steps in another folder"
+        )
+
+    def _line(self, result: StepResult, seconds_per_step: float) -> dict[str, Any]:
+        rates = {group["name"]: group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups}
+        return {
+            "tokens": self.step * self.config.tokens_per_step,
+            "loss": result.loss,
+            "cross_entropy": result.cross_entropy,
+            "auxiliary_loss": result.auxiliary_loss,
+            "learning_rate": rates["matrices"],
+            "table_learning_rate": rates.get("tables"),
+            "gradient_norm": result.gradient_norm,
+            "tokens_per_second": self.config.tokens_per_step / seconds_per_step,
+        }
+
+
+def _build_optimizers(model: UltraMemForCausalLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """One optimizer for the trunk, and one for the tables where there are any."""
+    settings = config.optimizer
+    groups = parameter_groups(
+        model,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        table_weight_decay=settings.table_weight_decay,
+    )
+    trunk = [group for group in groups if group["name"] != "tables"]
+    tables = [group for group in groups if group["name"] == "tables"]
+    shared = {"betas": settings.betas, "eps": settings.epsilon}
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(trunk, fused=True, **shared)]
+    return [*optimizers, RowAdamW(tables, **shared)] if tables else optimizers
+
+
+def _finite(tensor: Tensor | None) -> bool:
+    if tensor is None:
+        return True
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor
+    return bool(values.isfinite().all())
