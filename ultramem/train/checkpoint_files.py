@@ -84,7 +84,7 @@ class Checkpoints:
                 self._remove(step)
             temporary.rename(final)
             sync_folder(self.folder)
-        except OSError as error:
+        except OSError as error:  # a full disk, no permission
             shutil.rmtree(temporary, ignore_errors=True)
             newest = self.newest_step
             kept = "no earlier one exists" if newest is None else f"{self.path(newest)} is intact"
@@ -161,4 +161,11 @@ def _plain_errors() -> Iterator[None]:
             yield
         except CheckpointException as error:
             cause, _ = next(iter(error.failures.values()))
-            raise cause from error
+            raise _system_error(cause) or cause from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """A full disk ends in a RuntimeError of the archive's writer, in whose context the system's error still is."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
