@@ -61,6 +61,8 @@ def config_from_dict(values: dict[str, Any]) -> TrainConfig:
     """
     import cattrs  # only readers of JSON need it
 
+    if not isinstance(values, dict):
+        raise ValueError(f"a run is an object with fields, not {type(values).__name__}")
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kind in (bool, int, float, str):
         converter.register_structure_hook(kind, _exactly)

@@ -6,11 +6,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.pkm import PKMLayer
 from ultramem.layers.retrieval import TuckerRetrieval
 from ultramem.layers.tables import Table
+from ultramem.layers.ultramem import UltraMemLayer
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.ops import physical_rows
 
@@ -29,7 +31,7 @@ class MemoryHealth:
         0.42
     """
 
-    def __init__(self, layer: nn.Module, table: Table):
+    def __init__(self, layer: UltraMemLayer | PKMLayer, table: Table):
         self.layer = layer
         device = table.weight.device
         self.reads_R = torch.zeros(table.weight.shape[0], dtype=torch.int64, device=device)

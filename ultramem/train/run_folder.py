@@ -12,7 +12,7 @@ from typing import Any
 from ultramem.data.tokens import TokenDataset
 from ultramem.train.atomic import write_json
 from ultramem.train.checkpoint_files import Checkpoints
-from ultramem.train.config import OptimizerConfig, TrainConfig
+from ultramem.train.config import TrainConfig
 from ultramem.train.config_json import config_to_dict
 from ultramem.train.environment import describe_environment
 
@@ -50,6 +50,11 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.summary = path / "summary.json"
 
+    def record_start(self, step: int) -> None:
+        """Add to ``environment.json`` what the steps from here on depend on."""
+        starts = json.loads(self.environment.read_text()) if self.environment.exists() else []
+        write_json(self.environment, [*starts, {"step": step, **describe_environment()}])
+
 
 @contextmanager
 def open_run(path: Path, config: TrainConfig, data: TokenDataset) -> Iterator[RunFolder]:
@@ -76,8 +81,6 @@ def open_run(path: Path, config: TrainConfig, data: TokenDataset) -> Iterator[Ru
         write_json(run.data, _identity(data))
         config.model.save_pretrained(path)
         shutil.copyfile(data.tokenizer_path, run.tokenizer)
-        starts = json.loads(run.environment.read_text()) if run.environment.exists() else []
-        write_json(run.environment, [*starts, describe_environment()])
         yield run
 
 
@@ -94,7 +97,7 @@ def _alone_in(path: Path) -> Iterator[None]:
 def _check_same_run(run: RunFolder, config: TrainConfig, data: TokenDataset) -> None:
     recorded = _read(run.config)
     current = json.loads(json.dumps(config_to_dict(config)))
-    free = FREE_FIELDS | ({"steps"} if _same_rates_so_far(run, recorded, config) else set())
+    free = FREE_FIELDS | ({"steps"} if _same_rates_so_far(run, recorded["steps"], config) else set())
     differences = _differences(recorded, current, free)
     if differences:
         raise ValueError(
@@ -135,10 +138,11 @@ def _differences(
     return found
 
 
-def _same_rates_so_far(run: RunFolder, recorded: dict[str, Any], config: TrainConfig) -> bool:
+def _same_rates_so_far(run: RunFolder, steps: int, config: TrainConfig) -> bool:
     """Whether the steps already taken would have had the same learning rates in a run of the new length."""
-    optimizer, steps = OptimizerConfig(**recorded["optimizer"]), recorded["steps"]
-    before = optimizer.learning_rate_schedule(steps), optimizer.table_multiplier(steps)
-    now = config.optimizer.learning_rate_schedule(config.steps), config.optimizer.table_multiplier(config.steps)
-    taken = Checkpoints(run.checkpoints).newest_step or 0
-    return all(old(step) == new(step) for old, new in zip(before, now, strict=True) for step in range(taken))
+    taken = range(Checkpoints(run.checkpoints).newest_step or 0)
+    return all(
+        schedule(steps)(step) == schedule(config.steps)(step)
+        for schedule in (config.optimizer.learning_rate_schedule, config.optimizer.table_multiplier)
+        for step in taken
+    )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ultramem.data.loader import TokenLoader, validation_batches
 from ultramem.data.tokens import TokenDataset
+from ultramem.layers.tables import Table
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
@@ -62,9 +63,12 @@ def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
     config = replace(config, model=_model_for(training, config.model))
-    # Data that is too short is refused before anything is written.
+    # Data that is too short or damaged is refused before anything is written.
     loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
     validation_batches(validation, config.sequence_length, config.batch_size, num_batches=1)
+    if not RunFolder(out).config.exists():
+        training.verify()
+        validation.verify()
     try:
         with open_run(out, config, training) as folder, deterministic_algorithms():
             if folder.summary.exists():
@@ -74,7 +78,7 @@ def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | 
                     return summary
             return Trainer(config, folder, loader, validation, device).run()
     except OSError as error:
-        raise TrainingError(f"training in {out} stopped: {error}; make room there, then run the same again") from error
+        raise TrainingError(f"{out} cannot be written: {error}; once it can, the same command goes on") from error
 
 
 def _model_for(data: TokenDataset, model: UltraMemConfig) -> UltraMemConfig:
@@ -115,7 +119,10 @@ class Trainer:
         self.loader, self.validation = loader, validation
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         torch.manual_seed(config.seed)
-        self.model = UltraMemForCausalLM(config.model).to(device).train()
+        self.model = UltraMemForCausalLM(config.model).to(device).train()  # type: ignore[arg-type]
+        for module in self.model.modules():
+            if isinstance(module, Table):
+                module.sparse = config.optimizer.lazy_tables
         if config.activation_checkpointing:
             # transformers 5.23 renamed it and warns of the old name; 5.17 has only that.
             enable = getattr(self.model, "activation_checkpointing_enable", None)
@@ -133,6 +140,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the last step, or until a signal asks to stop; return the summary."""
         config, journal = self.config, Journal(self.folder.metrics, step=self.step)
+        self.folder.record_start(self.step)
         tensorboard = self.folder.tensorboard if config.tensorboard else None
         begun = time.perf_counter() - journal.seconds
         step_seconds: list[float] = []
@@ -222,9 +230,7 @@ class Trainer:
         weights = [name for name, weight in self.model.named_parameters() if not _finite(weight)]
         gradients = [name for name, weight in self.model.named_parameters() if not _finite(weight.grad)]
         newest = self.checkpoints.newest_step
-        kept = (
-            f"{self.checkpoints.path(newest)} is the last good checkpoint" if newest else "there is no checkpoint yet"
-        )
+        kept = f"{self.checkpoints.path(newest)} is intact" if newest else "there is no checkpoint yet"
         raise TrainingError(
             f"step {self.step + 1}: {wrong[0].replace('_', ' ')} is {getattr(result, wrong[0])}; "
             f"first weights that are not finite: {', '.join(weights[:3]) or 'none'}; "
@@ -257,9 +263,12 @@ def _build_optimizers(model: UltraMemForCausalLM, config: TrainConfig) -> list[t
     )
     trunk = [group for group in groups if group["name"] != "tables"]
     tables = [group for group in groups if group["name"] == "tables"]
-    shared = {"betas": settings.betas, "eps": settings.epsilon}
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(trunk, fused=True, **shared)]
-    return [*optimizers, RowAdamW(tables, **shared)] if tables else optimizers
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(trunk, betas=settings.betas, eps=settings.epsilon, fused=True)
+    ]
+    if tables:
+        optimizers.append(RowAdamW(tables, betas=settings.betas, eps=settings.epsilon))
+    return optimizers
 
 
 def _finite(tensor: Tensor | None) -> bool:
