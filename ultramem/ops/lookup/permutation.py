@@ -15,7 +15,7 @@ _MASK = 0xFFFFFFFF
 def round_offsets(num_keys: int, seed: int, device: torch.device | None = None) -> Tensor:
     """What every Feistel round adds for each half: ``(4, n)`` int64 in ``[0, n)``, a 32-bit mixing hash."""
     rounds = torch.arange(1, NUM_ROUNDS + 1, device=device)[:, None] * 0x9E3779B1
-    mixed = (torch.arange(num_keys, device=device)[None] * 0x85EBCA6B + rounds + seed * 0x27D4EB2F) & _MASK
+    mixed = (torch.arange(num_keys, device=device)[None] * 0x85EBCA6B + rounds + (seed & _MASK) * 0x27D4EB2F) & _MASK
     mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & _MASK
     mixed = ((mixed ^ (mixed >> 12)) * 0x297A2D39) & _MASK
     return (mixed ^ (mixed >> 15)) % num_keys
@@ -36,7 +36,7 @@ def physical_rows(slots: Tensor, num_keys: int, expansion: int, seed: int) -> tu
         slots: int64, any shape, in ``[0, n * n)``.
         num_keys: n, the logical keys of a side; n * n is a multiple of E.
         expansion: E. With E = 1 slots are rows, unshuffled.
-        seed: chooses the permutation.
+        seed: chooses the permutation; its low 32 bits count.
 
     Returns:
         rows in ``[0, n * n / E)`` and groups in ``[0, E)``, int64, both shaped as ``slots``.
