@@ -1,9 +1,12 @@
+import ast
 import dataclasses
+import inspect
 
 import pytest
 
 from tests.train.tiny import tiny_config
 from ultramem.optim import Constant, Cosine, WarmupStableDecay
+from ultramem.train import config
 from ultramem.train.config import OptimizerConfig
 
 
@@ -50,11 +53,6 @@ def test_schedules_follow_the_length_of_the_run_where_nothing_is_said():
 
 
 def test_every_field_of_a_run_has_its_help_text():
-    import ast
-    import inspect
-
-    from ultramem.train import config
-
     for node in ast.parse(inspect.getsource(config)).body:
         if isinstance(node, ast.ClassDef):
             for field, following in zip(node.body, node.body[1:], strict=False):

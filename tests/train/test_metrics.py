@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from contextlib import nullcontext
 
@@ -72,8 +73,6 @@ def test_validation_is_the_mean_over_tokens_without_dropout_and_leaves_the_mode(
 
 
 def test_a_model_without_memory_has_no_health():
-    import dataclasses
-
     model = UltraMemForCausalLM(dataclasses.replace(tiny_config().model, memory=None, memory_units=[]))
     result = validate(model, [torch.randint(64, (2, 17))], tokens_per_byte=1.0, autocast=nullcontext)
     assert set(result) == {"validation_loss", "perplexity", "bits_per_byte"}

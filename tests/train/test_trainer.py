@@ -1,7 +1,10 @@
 import dataclasses
+import errno
 import json
 import math
+import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from ultramem.data.loader import TokenLoader
 from ultramem.data.tokens import TokenDataset
 from ultramem.optim import RowAdamW
 from ultramem.train.checkpoint import Checkpoints
+from ultramem.train.journal import Journal
+from ultramem.train.run_folder import RunFolder
 from ultramem.train.trainer import Trainer, TrainingError, train
 
 
@@ -117,8 +122,6 @@ def test_an_error_between_checkpoints_costs_only_the_steps_since_the_last(data, 
 
 def make_trainer(data, tmp_path, **changes):
     """A trainer outside any run folder, to look at single steps."""
-    from ultramem.train.run_folder import RunFolder
-
     config = tiny_config(**changes)
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
     loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
@@ -184,11 +187,23 @@ def test_clipping_bounds_the_step_and_none_does_not(data, tmp_path):
 
 def test_bf16_and_activation_checkpointing_train_alike(data, tmp_path):
     expected = make_trainer(data, tmp_path, model=without_dropout()).take_step()
-    checkpointed = make_trainer(data, tmp_path, model=without_dropout(), activation_checkpointing=True).take_step()
-    assert checkpointed == pytest.approx(expected, rel=1e-5)
+    checkpointed = make_trainer(data, tmp_path, model=without_dropout(), activation_checkpointing=True)
+    assert checkpointed.model.model.gradient_checkpointing
+    assert checkpointed.take_step() == pytest.approx(expected, rel=1e-5)
     low = make_trainer(data, tmp_path, model=without_dropout(), precision="bf16")
     assert low.take_step() == pytest.approx(expected, rel=0.03)
     assert all(parameter.dtype == torch.float32 for parameter in low.model.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_steps_train_alike(data, tmp_path):
+    trainers = [
+        make_trainer(data, tmp_path, model=without_dropout(), micro_batch_size=4, compile=chosen)
+        for chosen in (False, True)
+    ]
+    for _ in range(3):
+        expected, compiled = (trainer.take_step() for trainer in trainers)
+        assert compiled == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_and_names_the_culprit(data, tmp_path, monkeypatch):
@@ -232,7 +247,7 @@ def test_tensorboard_gets_the_metrics(data, tmp_path):
 
 
 def test_tensorboard_that_is_not_installed_is_an_error_that_names_the_extra(data, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"ultramem-pytorch\[logging\]"):
         train(tiny_config(tensorboard=True), data, tmp_path / "run")
 
@@ -271,8 +286,6 @@ def test_lazy_tables_step_only_the_rows_that_were_read_and_resume_bit_for_bit(da
 
 
 def test_damaged_data_is_refused_before_anything_is_written(data, tmp_path):
-    import shutil
-
     damaged = tmp_path / "damaged"
     shutil.copytree(data, damaged)
     shard = damaged / "train-00000.bin"
@@ -285,10 +298,6 @@ def test_damaged_data_is_refused_before_anything_is_written(data, tmp_path):
 
 
 def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stays(data, tmp_path, monkeypatch):
-    import errno
-
-    from ultramem.train.journal import Journal
-
     write = Journal.write
 
     def full(self, record):

@@ -62,7 +62,8 @@ class Display(AbstractContextManager["Display"]):
             shown = "  ".join(f"{name} {value:.6g}" for name, value in _scalars(record) if name != "step")
             self._console.print(f"step {record['step']}/{self._steps}  {shown}", highlight=False, soft_wrap=True)
         elif "validation_loss" in record:
-            self._console.print(f"step {record['step']}: validation loss {record['validation_loss']:.4f}")
+            text = f"step {record['step']}: validation loss {record['validation_loss']:.4f}"
+            self._console.print(text, highlight=False)
         if self._writer is not None:
             for name, value in _scalars(record):
                 self._writer.add_scalar(name, value, record["step"])

@@ -51,6 +51,7 @@ class MemoryHealth:
         self.output_square_sum += output.hidden_states.double().square().sum()
         self.num_outputs += output.hidden_states.numel()
 
+    @torch.no_grad()
     def compute(self) -> dict[str, Any]:
         """Return the measurements.
 
