@@ -32,11 +32,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
-        if config.attention_qk_norm:
-            self.q_norm: nn.Module = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm: nn.Module = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-        else:
-            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.attention_qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.attention_qk_norm else None
 
     def forward(
         self,
@@ -57,9 +54,14 @@ class Attention(nn.Module):
         """
         batch, length, _ = hidden_states.shape
         heads = (batch, length, -1, self.head_dim)
-        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
-        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
+        query = self.q_proj(hidden_states).view(heads)
+        key = self.k_proj(hidden_states).view(heads)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            # Under autocast the projections are in half precision; a fused norm wants the dtype of its weight.
+            query = self.q_norm(query.to(self.q_norm.weight.dtype))
+            key = self.k_norm(key.to(self.k_norm.weight.dtype))
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)

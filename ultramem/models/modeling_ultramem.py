@@ -170,7 +170,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
             past_key_values: the cache of the tokens before.
             inputs_embeds: `(B, T, D)`.
             use_cache: make and return a cache; `config.use_cache` when None.
-            output_hidden_states: return the input of every block.
+            output_hidden_states: return the input of every block; `config.output_hidden_states` when None.
             output_memory: return what every memory unit returned.
             kwargs: passed on to the attention kernel.
 
@@ -179,6 +179,8 @@ class UltraMemModel(UltraMemPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
@@ -189,7 +191,13 @@ class UltraMemModel(UltraMemPreTrainedModel):
         masks = (
             attention_mask
             if isinstance(attention_mask, dict)
-            else create_masks_for_generate(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+            else create_masks_for_generate(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
 
@@ -214,7 +222,8 @@ class UltraMemModel(UltraMemPreTrainedModel):
                     memory[unit] = self._read_memory(unit, normed, masks.get("linear_attention"), past_key_values)
                     auxiliary_loss = auxiliary_loss + memory[unit].auxiliary_loss
                 if add == index:
-                    hidden_states = hidden_states + self.memory_dropout(memory[unit].hidden_states)
+                    arriving = memory[unit] if output_memory else memory.pop(unit)
+                    hidden_states = hidden_states + self.memory_dropout(arriving.hidden_states)
 
         hidden_states = self.norm(hidden_states)
         return UltraMemModelOutput(

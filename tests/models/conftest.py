@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from ultramem import UltraMemConfig, UltraMemForCausalLM
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.1,  # so that the trunk has a say beside the memory
+}
+MEMORY = {"memory_num_keys": 12, "memory_key_size": 8, "memory_value_size": 16, "memory_top_k": 4}
+FAMILY = {
+    "dense": {},
+    "gelu": {"ffn": "gelu", "attention_qk_norm": True},
+    "moe": {"ffn": "moe", "num_experts": 5, "moe_intermediate_size": 24, "num_shared_experts": 1},
+    "pkm": {
+        **MEMORY,
+        "memory": "pkm",
+        "memory_units": ["2:2"],
+        "memory_value_size": 32,
+        "memory_expansion": 1,
+        "memory_query_conv_size": 0,
+    },
+    "pkm-ladder": {
+        **MEMORY,
+        "memory": "pkm",
+        "memory_units": ["1:2", "3:4"],
+        "memory_softmax": False,
+        "memory_shared_query": True,
+        "memory_qk_norm": True,
+    },
+    "ultramem": {**MEMORY, "memory": "ultramem", "memory_units": ["1:3", "2:4", "4:4"]},
+    "ultramem-moe": {
+        **MEMORY,
+        "memory": "ultramem",
+        "memory_units": ["2:3"],
+        "memory_improved_init": False,
+        "ffn": ["swiglu", "moe", "gelu", "moe"],
+        "num_experts": 3,
+    },
+}
+
+
+@pytest.fixture
+def build():
+    """Makes a small member of the family by its name, in evaluation mode, the same at every call."""
+
+    def make(name: str, **changes) -> UltraMemForCausalLM:
+        torch.manual_seed(0)
+        return UltraMemForCausalLM(UltraMemConfig(**{**SIZES, **FAMILY[name], **changes})).eval()
+
+    return make
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(1, 61, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(params=FAMILY)
+def member(request) -> str:
+    return request.param
