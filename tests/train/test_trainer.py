@@ -311,3 +311,19 @@ def test_a_full_disk_is_one_clear_error_and_the_last_checkpoint_stays(data, tmp_
             train(tiny_config(), data, tmp_path / "run")
     assert Checkpoints(tmp_path / "run" / "checkpoints").steps == [10]
     assert train(tiny_config(), data, tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lazy_tables", [False, True])
+def test_a_gpu_trains_in_bf16_and_goes_on_as_if_nothing_had_been(lazy_tables, data, tmp_path):
+    optimizer = dataclasses.replace(tiny_config().optimizer, lazy_tables=lazy_tables)
+    config = tiny_config(precision="bf16", optimizer=optimizer)
+    summary = train(config, data, tmp_path / "unbroken", device="cuda")
+    assert summary["status"] == "finished"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "take_step", at_step(6, lambda trainer: signal.raise_signal(signal.SIGTERM)))
+        train(config, data, tmp_path / "run", device="cuda")
+    train(config, data, tmp_path / "run", device="cuda")
+    expected, resumed = losses(tmp_path / "unbroken"), losses(tmp_path / "run")
+    for name in ("loss", "gradient_norm", "table_learning_rate"):
+        assert [line.get(name) for line in resumed] == [pytest.approx(line.get(name), rel=1e-3) for line in expected]
