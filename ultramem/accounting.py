@@ -9,12 +9,16 @@ D_v value width, D_k key width.
 
 from dataclasses import astuple, dataclass
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
 
 MAX_CANDIDATES = 128
 TRAINING_BYTES = 16  # a parameter in float32: itself, its gradient, Adam's two moments
+
+
+# An UltraMemConfig whose optional fields are filled in, as they are once it is made; a type checker cannot know that.
+_Filled = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +97,10 @@ def count_active_parameters(config: UltraMemConfig) -> Parameters:
 def count_flops(config: UltraMemConfig, context: int) -> Flops:
     """Count a forward pass's operations a token, for sequences of `context` tokens."""
     matrices = count_active_parameters(config).matrices
-    query_width = config.num_attention_heads * config.head_dim
     return Flops(
         matrices=2 * matrices,
         retrieval=len(config.memory_units) * _retrieval_flops(config) if config.memory_units else 0,
-        attention=config.num_hidden_layers * 2 * query_width * (context + 1),
+        attention=config.num_hidden_layers * 2 * _query_width(config) * (context + 1),
         head=2 * config.vocab_size * config.hidden_size,
     )
 
@@ -123,21 +126,26 @@ def inference_bytes(config: UltraMemConfig, context: int, bytes_per_number: int 
 
 def cache_bytes(config: UltraMemConfig, context: int, bytes_per_number: int = 2) -> int:
     """Bytes of one sequence's keys and values of attention."""
-    width = config.num_key_value_heads * config.head_dim
-    return 2 * config.num_hidden_layers * width * context * bytes_per_number
+    return 2 * config.num_hidden_layers * _key_width(config) * context * bytes_per_number
 
 
-def _count(config: UltraMemConfig, *, active: bool) -> Parameters:
+def _query_width(config: _Filled) -> int:
+    return config.num_attention_heads * config.head_dim
+
+
+def _key_width(config: _Filled) -> int:
+    return config.num_key_value_heads * config.head_dim
+
+
+def _count(config: _Filled, *, active: bool) -> Parameters:
     size, layers, units = config.hidden_size, config.num_hidden_layers, len(config.memory_units)
-    head_width = config.num_attention_heads * config.head_dim
-    group_width = config.num_key_value_heads * config.head_dim
     vocabulary = config.vocab_size * size
     embedding = size if active else vocabulary
     norms = (2 * layers + 1) * size + (2 * layers * config.head_dim if config.attention_qk_norm else 0)
     memory = _memory_unit(config, active) if units else _MemoryUnit(0, 0, 0)
     return Parameters(
         embeddings=vocabulary if config.tie_word_embeddings else embedding + vocabulary,
-        attention=layers * 2 * size * (head_width + group_width),
+        attention=layers * 2 * size * (_query_width(config) + _key_width(config)),
         ffn=sum(_ffn(config, kind, active) for kind in config.block_ffns),
         memory=units * memory.matrices,
         tables=units * memory.table,
@@ -145,7 +153,7 @@ def _count(config: UltraMemConfig, *, active: bool) -> Parameters:
     )
 
 
-def _ffn(config: UltraMemConfig, kind: str, active: bool) -> int:
+def _ffn(config: _Filled, kind: str, active: bool) -> int:
     size = config.hidden_size
     if kind == "gelu":
         return 2 * size * config.intermediate_size
@@ -162,7 +170,7 @@ class _MemoryUnit(NamedTuple):
     vectors: int
 
 
-def _memory_unit(config: UltraMemConfig, active: bool) -> _MemoryUnit:
+def _memory_unit(config: _Filled, active: bool) -> _MemoryUnit:
     """2 sides D D_k a query, 2 sides sqrt(E) n D_k a head, E D_v D for the projection."""
     tucker = config.memory == "ultramem"
     size, heads, expansion = config.hidden_size, config.memory_num_heads, config.memory_expansion
@@ -180,7 +188,7 @@ def _memory_unit(config: UltraMemConfig, active: bool) -> _MemoryUnit:
     return _MemoryUnit(query + keys + projection, rows * config.memory_value_size, norms + convolution + cores)
 
 
-def _retrieval_flops(config: UltraMemConfig) -> int:
+def _retrieval_flops(config: _Filled) -> int:
     tucker = config.memory == "ultramem"
     heads, chosen = config.memory_num_heads, config.memory_top_k
     rank, cores = (config.memory_tucker_rank, config.memory_num_cores) if tucker else (2, 1)

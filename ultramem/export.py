@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face folder: configuration, safetensors, tokenizer.
 
-`AutoModelForCausalLM.from_pretrained` loads it after `import ultramem`, or with `trust_remote_code=True` wherever the
-package is installed: the folder's two small modules only point to it.
+`AutoModelForCausalLM.from_pretrained` loads it after `import ultramem.models`, or with `trust_remote_code=True` wherever
+the package is installed: the folder's two small modules only point to it.
 """
 
 import shutil
@@ -33,6 +33,7 @@ def export(run: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
         ValueError: `out` exists, or `run` holds no trained model.
 
     Example:
+        >>> import ultramem.models
         >>> export(Path("runs/a"), Path("hf/a"))
         >>> model = AutoModelForCausalLM.from_pretrained("hf/a")
     """
@@ -43,7 +44,7 @@ def export(run: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        model.to(dtype).save_pretrained(unfinished)
+        model.to(dtype).save_pretrained(unfinished)  # type: ignore[arg-type]
         tokenizer.save_pretrained(unfinished)
         for name, content in REMOTE_CODE.items():
             (unfinished / name).write_text(content)

@@ -82,7 +82,7 @@ def generate(
     if sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     streamer = _Streamer(tokenizer, write) if sampling.num_beams == 1 else None
-    generated = model.generate(
+    generated = model.generate(  # type: ignore[misc]
         tokens.to(model.device),
         attention_mask=torch.ones_like(tokens).to(model.device),
         streamer=streamer,
@@ -93,7 +93,7 @@ def generate(
         pad_token_id=tokenizer.pad_token_id,
         **_sampling_options(sampling),
     )
-    text = tokenizer.decode(generated[0], skip_special_tokens=True)
+    text = str(tokenizer.decode(generated[0], skip_special_tokens=True))
     if streamer is None:
         write(text)
     return text

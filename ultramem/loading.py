@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.train.checkpoint import load_model
@@ -31,7 +31,7 @@ def load_tokenizer(folder: Path, path: Path) -> PreTrainedTokenizerFast:
     if not path.exists():
         raise ValueError(f"{folder} has no {path.name}: the run was made without one, so text cannot be read")
     if not (folder / "run.json").exists():
-        return AutoTokenizer.from_pretrained(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     separator = json.loads((folder / "data.json").read_text())["separator"]
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path), bos_token=separator, eos_token=separator, pad_token=separator

@@ -5,7 +5,7 @@ variables (`--series-1`, `--ink`, `--grid`), so one plot serves a light and a da
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -30,8 +30,8 @@ class Series:
 def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     """Draw `series` as one `<svg>` element, each line labelled at its end.
 
-    The x axis begins at 0. The y axis leaves out what only its first tenth reaches: a loss falls from log(vocabulary) in
-    a few steps, and that fall would flatten the differences that the plot is for.
+    The x axis begins at 0. The y axis leaves out what only the first tenth of it reaches: a loss falls from
+    log(vocabulary) in a few steps, and that fall would flatten the differences that the plot is for.
 
     Example:
         >>> svg = line_plot([Series("dense", [(0, 3.0), (10, 2.0)])], x_label="tokens", y_label="loss")
@@ -130,5 +130,5 @@ def _axes(series: Sequence[Series]) -> tuple[list[float], list[float]]:
     return nice_ticks(0, max(x_values)), nice_ticks(min(y_values), max(y_values))
 
 
-def _scale(low: float, high: float, start: float, end: float):  # type: ignore[no-untyped-def]
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     return lambda value: start + (value - low) / (high - low) * (end - start)

@@ -45,8 +45,9 @@ def command(
     if data is not None:
         results["text"] = {"data": str(data), **evaluate_text(model, data, batch_size=batch_size)}
     if tasks:
-        options = {"include_path": include_path, "limit": limit, "batch_size": batch_size}
-        results["tasks"] = evaluate_tasks(model, tokenizer, tasks, **options)
+        results["tasks"] = evaluate_tasks(
+            model, tokenizer, tasks, include_path=include_path, limit=limit, batch_size=batch_size
+        )
     Console().print(_table(results))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,8 @@ def command(
 ) -> None:
     """Write a trained model as a Hugging Face folder, tokenizer included.
 
-    Load it with `import ultramem` and `AutoModelForCausalLM.from_pretrained(folder)`, or with `trust_remote_code=True`
-    where the package is installed.
+    Load it with `import ultramem.models` and `AutoModelForCausalLM.from_pretrained(folder)`, or with
+    `trust_remote_code=True` wherever the package is installed.
 
     ultramem export runs/a --out hf/a
 
