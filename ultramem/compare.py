@@ -134,18 +134,19 @@ def summarise(configs: Sequence[TrainConfig], runs: Mapping[str, list[Run]]) -> 
 
 
 def compute_warnings(flops: Mapping[str, int]) -> list[str]:
-    """Return one sentence for each recipe whose FLOPs a token differ from the first's by more than 5 percent.
+    """Return a sentence for each recipe whose FLOPs a token are more than 5 percent above the cheapest one's.
 
     Example:
         >>> compute_warnings({"a": 100, "b": 104, "c": 110})
-        ['not comparable: c spends 10.0% more FLOPs a token than a, so its loss says nothing about equal compute']
+        ['not comparable: c spends 10.0% more FLOPs a token than a, so their losses are not those of equal compute']
     """
-    (first, reference), *others = flops.items()
+    cheapest = min(flops, key=lambda name: flops[name])
+    reference = flops[cheapest]
     return [
-        f"not comparable: {name} spends {abs(count / reference - 1):.1%} {'more' if count > reference else 'fewer'} "
-        f"FLOPs a token than {first}, so its loss says nothing about equal compute"
-        for name, count in others
-        if abs(count / reference - 1) > FLOPS_TOLERANCE
+        f"not comparable: {name} spends {count / reference - 1:.1%} more FLOPs a token than {cheapest}, "
+        "so their losses are not those of equal compute"
+        for name, count in flops.items()
+        if count - reference > FLOPS_TOLERANCE * reference
     ]
 
 

@@ -87,8 +87,9 @@ def evaluate_tasks(
     except ImportError as error:
         raise ValueError("question sets need lm-eval: pip install 'ultramem-pytorch[eval]'") from error
 
-    only_files = all(_is_file(task) for task in tasks)
-    manager = TaskManager(include_path=include_path, include_defaults=not only_files)
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if not all(_is_file(task) or task in manager.all_tasks for task in tasks):
+        manager = TaskManager(include_path=include_path)  # reads all of lm-eval's own tasks, which takes seconds
     for task in tasks:
         _require_task(task, manager.all_tasks)
     results = lm_eval.simple_evaluate(

@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face folder: configuration, safetensors, tokenizer.
 
-`AutoModelForCausalLM.from_pretrained` loads it after `import ultramem.models`, or with `trust_remote_code=True` wherever
-the package is installed: the folder's two small modules only point to it.
+`AutoModelForCausalLM.from_pretrained` loads it after `import ultramem.models`, or with `trust_remote_code=True`
+wherever the package is installed: the folder's two small modules only point to it.
 """
 
 import shutil

@@ -106,12 +106,12 @@ def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
     return [placed[index] for index in range(len(heights))]
 
 
-def short_number(value: float) -> str:
-    """Write a number in at most three figures and a suffix: 1_234_567 as `1.23M`."""
+def short_number(value: float, figures: int = 3) -> str:
+    """Write a number in a few figures and a suffix: 1_234_567 as `1.23M`."""
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
+        if float(f"{abs(value) / size:.{figures}g}") >= 1:
+            return f"{value / size:.{figures}g}{suffix}"
+    return f"{value:.{figures}g}"
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -92,7 +92,9 @@ def _rows(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
             "relative": _Cell(f"{recipe.flops_per_token / first:.3f}"),
             "ms/step": _mean(recipe.seconds_per_step, "{:.0f}", scale=1e3),
             "tokens/s": _mean(recipe.tokens_per_second, "{:.0f}"),
-            LOSS: _mean(recipe.validation_loss, "{:.3f}")._replace(best=recipe.validation_loss.mean == best),
+            LOSS: _mean(recipe.validation_loss, "{:.3f}")._replace(
+                best=comparison.comparable and recipe.validation_loss.mean == best
+            ),
             "bits/byte": _mean(recipe.bits_per_byte, "{:.3f}"),
         }
         for recipe in comparison.recipes

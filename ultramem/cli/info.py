@@ -33,7 +33,10 @@ def command(
         config = UltraMemConfig.from_pretrained(recipe)
     else:
         config = recipes.get(recipe).model
-    Console().print(describe(recipe, config, context or config.max_position_embeddings))
+    context = config.max_position_embeddings if context is None else context
+    if context < 1:
+        raise ValueError(f"--context is {context}: give the number of tokens, 1 or more")
+    Console().print(describe(recipe, config, context))
 
 
 def list_recipes() -> Table:
@@ -59,28 +62,18 @@ def describe(name: str, config: UltraMemConfig, context: int) -> Group:
 
     flops = accounting.count_flops(config, context)
     costs = Table("cost", "", f"with a context of {context:,} tokens")
-    costs.add_row(
-        "forward FLOPs a token", short_number(flops.per_token), "matrices and retrieval; comparisons go by this"
-    )
-    costs.add_row(
-        "  attention over the context", short_number(flops.attention), "comes on top, the mean over positions"
-    )
-    costs.add_row("  output head", short_number(flops.head), "comes on top")
-    costs.add_row(
-        "training",
-        short_bytes(accounting.training_bytes(config)),
-        "weights, gradients, AdamW in fp32; activations on top",
-    )
-    costs.add_row(
-        "inference",
-        short_bytes(accounting.inference_bytes(config, context)),
-        "weights and one sequence's cache in bf16",
-    )
-    costs.add_row(
-        "bytes read a decoded token",
-        short_bytes(accounting.bytes_read_per_token(config, context)),
-        "active weights and cache in bf16, one sequence",
-    )
+    for name, count, remark in (
+        ("forward FLOPs a token", flops.per_token, "matrices and retrieval; comparisons go by this"),
+        ("  attention over the context", flops.attention, "on top, at the mean position"),
+        ("  output head", flops.head, "on top"),
+    ):
+        costs.add_row(name, short_number(count, figures=4), remark)
+    for name, count, remark in (
+        ("training", accounting.training_bytes(config), "weights, gradients, AdamW in fp32; activations on top"),
+        ("inference", accounting.inference_bytes(config, context), "weights and one sequence's cache, in bf16"),
+        ("read a decoded token", accounting.bytes_read_per_token(config, context), "active weights and cache, in bf16"),
+    ):
+        costs.add_row(name, short_bytes(count), remark)
     return Group(parameters, costs)
 
 
