@@ -12,8 +12,24 @@ from ultramem.recipes.registry import with_model
 from ultramem.train.config import TrainConfig
 from ultramem.train.trainer import train
 
-NOUNS = "memory table row key query value core head layer block token loss step batch model".split()
-VERBS = "reads writes keeps finds sums scales drops splits shares learns".split()
+NOUNS = [
+    "memory",
+    "table",
+    "row",
+    "key",
+    "query",
+    "value",
+    "core",
+    "head",
+    "layer",
+    "block",
+    "token",
+    "loss",
+    "step",
+    "batch",
+    "model",
+]
+VERBS = ["reads", "writes", "keeps", "finds", "sums", "scales", "drops", "splits", "shares", "learns"]
 
 
 def tiny(name: str) -> TrainConfig:

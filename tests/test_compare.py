@@ -96,7 +96,7 @@ def test_five_percent_is_the_limit(flops, comparable):
 
 
 def test_unequal_compute_is_said_everywhere(comparison, rivals, prepared, folder, tmp_path):
-    dense, ultramem = rivals
+    dense, _ = rivals
     wide = replace(with_model(dense, intermediate_size=64), name="wide")
     unequal = compare([dense, wide], data=prepared, out=tmp_path)
     report.write(unequal, tmp_path)
