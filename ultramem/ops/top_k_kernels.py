@@ -60,13 +60,13 @@ def number_chosen(integers, threshold, k):
 @triton.jit
 def pack(integers, index):
     """One int64 that sorts by score and then by the lower index."""
-    return (integers.to(tl.int64) << 32) + (0x7FFFFFFF - index)
+    return (integers.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
 
 
 @triton.jit
 def unpack(packed):
-    """Scores (float32) and indices (int64) of `pack`."""
-    return unordered((packed >> 32).to(tl.int32)), 0x7FFFFFFF - (packed & 0xFFFFFFFF)
+    """Scores (float32) and indices (int32) of `pack`."""
+    return unordered((packed >> 32).to(tl.int32)), 0x7FFFFFFF - packed.to(tl.int32)
 
 
 @triton.jit

@@ -62,7 +62,7 @@ def _rescore_kernel(
     _, positions = unpack(packed)
     places = tl.arange(0, K_BLOCK)
     wanted = places < k
-    tl.store(positions_row + places, positions, mask=wanted)
+    tl.store(positions_row + places, positions.to(tl.int64), mask=wanted)
 
     row = positions // num_candidates
     column = positions % num_candidates
@@ -73,11 +73,11 @@ def _rescore_kernel(
     for core in range(0, num_cores):
         values = tl.zeros((K_BLOCK,), dtype=tl.float32)
         for b in tl.static_range(RANKS):
-            left = tl.zeros((K_BLOCK,), dtype=tl.float32)
+            chosen_left = tl.zeros((K_BLOCK,), dtype=tl.float32)
             for a in tl.static_range(RANKS):
                 weight = tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32)
-                left += weight * tl.load(row_scores + a * num_candidates + row, mask=wanted, other=0.0)
-            values += left * tl.load(column_scores + b * num_candidates + column, mask=wanted, other=0.0)
+                chosen_left += weight * tl.load(row_scores + a * num_candidates + row, mask=wanted, other=0.0)
+            values += chosen_left * tl.load(column_scores + b * num_candidates + column, mask=wanted, other=0.0)
         tl.store(values_ptr + (program * num_cores + core) * k + places, values, mask=wanted)
 
 
@@ -109,7 +109,7 @@ def _rescore_backward_kernel(
 
     places = tl.arange(0, K_BLOCK)
     wanted = places < k
-    positions = tl.load(positions_ptr + program * k + places, mask=wanted, other=0)
+    positions = tl.load(positions_ptr + program * k + places, mask=wanted, other=0).to(tl.int32)
     row = positions // num_candidates
     column = positions % num_candidates
     candidates = tl.arange(0, CANDIDATES)

@@ -58,7 +58,7 @@ def _grad_keys_kernel(
     num_query_sets,
     num_keys,
     width,
-    k,
+    K: tl.constexpr,
     SIDES_OF_HEADS: tl.constexpr,
     RANKS: tl.constexpr,
     CHOICES: tl.constexpr,
@@ -78,8 +78,8 @@ def _grad_keys_kernel(
     for start in range(tl.load(starts_ptr + key), end, CHOICES):
         numbers = start + tl.arange(0, CHOICES)
         choice = tl.load(order_ptr + numbers, mask=numbers < end, other=0)
-        row = choice // k
-        grad = tl.load(grad_scores_ptr + (row * RANKS + rank) * k + choice % k, mask=numbers < end, other=0.0)
+        row = choice // K
+        grad = tl.load(grad_scores_ptr + (row * RANKS + rank) * K + choice % K, mask=numbers < end, other=0.0)
         query_rows = (row // SIDES_OF_HEADS * num_query_sets + query_set) * 2 + side_of_head % 2
         query_rows = query_ptr + (query_rows * RANKS + rank) * width
         query = tl.load(query_rows[:, None] + offsets[None, :], mask=inside[None, :], other=0.0)
@@ -142,7 +142,7 @@ def _grad_keys(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tensor
         query.shape[1],
         num_keys,
         width,
-        indices.shape[-1],
+        K=indices.shape[-1],
         SIDES_OF_HEADS=sides,
         RANKS=ranks,
         CHOICES=16,

@@ -159,7 +159,7 @@ def _select_kernel(
     packed = sort_through_memory(indices_row, pack(integers, candidate_keys), place, chosen, k, K_BLOCK)
     remaining, best = unpack(packed)
     slots = tl.arange(0, K_BLOCK)
-    tl.store(indices_row + slots, best, mask=slots < k)
+    tl.store(indices_row + slots, best.to(tl.int64), mask=slots < k)
 
     # Scores of the chosen keys in every rank; that of the largest filter weight is what the others leave of the sum.
     best = tl.where(slots < k, best, 0)

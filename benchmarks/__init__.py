@@ -1,0 +1,1 @@
+"""What the operations, the layer and training cost, beside their floors and their rivals."""
