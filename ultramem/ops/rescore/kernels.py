@@ -166,9 +166,14 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
         RANKS=ranks,
         CANDIDATES=candidates,
         K_BLOCK=triton.next_power_of_2(k),
-        num_warps=min(8, max(1 if num_tokens > 256 else 4, candidates**2 // 1024)),
+        num_warps=_num_warps(num_tokens, candidates**2),
     )
     return values, slots, positions
+
+
+def _num_warps(num_tokens: int, elements: int) -> int:
+    # A warp alone needs no barriers; small batches have too few tokens to hide a warp's latency.
+    return min(8, max(1 if num_tokens > 256 else 4, elements // 1024))
 
 
 def rescore_backward(grad_values: Tensor, positions: Tensor, scores: Tensor, cores: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,6 +198,6 @@ def rescore_backward(grad_values: Tensor, positions: Tensor, scores: Tensor, cor
             RANKS=ranks,
             CANDIDATES=candidates,
             K_BLOCK=k_block,
-            num_warps=min(8, max(1, candidates * k_block // 1024)),
+            num_warps=_num_warps(num_tokens, candidates * k_block),
         )
     return grad_scores, grad_cores.sum(dim=0).to(cores.dtype)

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Rows in flight a program, and its warps.
+GATHER = dict(CHOICES=16, num_warps=4)
+
 
 @triton.jit
 def _grad_query_kernel(
@@ -115,9 +118,8 @@ def _grad_query(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tenso
         indices.shape[-1],
         HEADS=heads,
         RANKS=ranks,
-        CHOICES=16,
         WIDTH=block,
-        num_warps=4,
+        **GATHER,
     )
     return grad_query
 
@@ -145,8 +147,7 @@ def _grad_keys(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tensor
         K=indices.shape[-1],
         SIDES_OF_HEADS=sides,
         RANKS=ranks,
-        CHOICES=16,
         WIDTH=block,
-        num_warps=4,
+        **GATHER,
     )
     return grad_keys

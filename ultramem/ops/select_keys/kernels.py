@@ -250,10 +250,6 @@ def _select(
     num_tokens, num_query_sets = query.shape[:2]
     heads, _, num_keys, ranks, width = keys.shape
     num_groups, k = maxima.shape[-1], indices.shape[-1]
-    groups = triton.next_power_of_2(num_groups)
-    candidates = triton.next_power_of_2(min(k, num_groups) * GROUP.value)
-    # A warp alone needs no barriers; small batches have too few rows to hide a warp's latency.
-    num_warps = max(1 if num_tokens > 256 else 4, min(8, max(groups, candidates) // 1024))
     _select_kernel[(num_tokens * heads * 2,)](
         filter_scores,
         maxima,
@@ -269,9 +265,20 @@ def _select(
         k,
         SIDES_OF_HEADS=heads * 2,
         RANKS=ranks,
+        **_select_blocks(num_tokens, num_groups, k, width),
+    )
+
+
+def _select_blocks(num_tokens: int, num_groups: int, k: int, width: int) -> dict[str, int]:
+    groups = triton.next_power_of_2(num_groups)
+    candidates = triton.next_power_of_2(min(k, num_groups) * GROUP.value)
+    k_block = triton.next_power_of_2(k)
+    # A warp alone needs no barriers; small batches have too few rows to hide a warp's latency.
+    num_warps = min(8, max(1 if num_tokens > 256 else 4, max(groups, candidates) // 512, k_block // 32))
+    return dict(
         GROUPS=groups,
         CANDIDATES=candidates,
-        K_BLOCK=triton.next_power_of_2(k),
-        WIDTH=min(64, triton.next_power_of_2(width)),
+        K_BLOCK=k_block,
+        WIDTH=min(32 * num_warps, 128, triton.next_power_of_2(width)),
         num_warps=num_warps,
     )
