@@ -1,0 +1,105 @@
+"""A run as JSON: exactly the fields of TrainConfig, no more and no fewer.
+
+Writing it needs nothing; reading it needs cattrs, which refuses what it does not know.
+"""
+
+import dataclasses
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ultramem.models.configuration_ultramem import UltraMemConfig
+from ultramem.train.config import TrainConfig
+
+
+def model_to_dict(model: UltraMemConfig) -> dict[str, Any]:
+    """Return the model's own fields, without what transformers adds to every configuration."""
+    inherited = {entry.name for entry in dataclasses.fields(PreTrainedConfig)}
+    own = [entry.name for entry in dataclasses.fields(model) if entry.name not in inherited]
+    everything = model.to_dict()
+    return {name: everything[name] for name in own}
+
+
+def config_to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Return a run as plain JSON values; `load_config` reads them back."""
+    values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
+    return values | {"model": model_to_dict(config.model), "optimizer": dataclasses.asdict(config.optimizer)}
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a run from JSON, as ``run.json`` of a run folder holds it.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: the file cannot be read, or a field is unknown, missing, of the wrong type or out of its range.
+
+    Example:
+        >>> config = load_config(Path("runs/a/run.json"))
+        >>> dataclasses.replace(config, seed=1).seed
+        1
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a run's JSON: {error}") from error
+    try:
+        return config_from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def config_from_dict(values: dict[str, Any]) -> TrainConfig:
+    """Make a run of plain JSON values, the inverse of `config_to_dict`.
+
+    Raises:
+        ValueError: a field is unknown (the nearest names are given), missing, of the wrong type or out of its range.
+    """
+    import cattrs  # only readers of JSON need it
+
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    for kind in (bool, int, float, str):
+        converter.register_structure_hook(kind, _exactly)
+    converter.register_structure_hook(UltraMemConfig, _structure_model)
+    try:
+        return converter.structure(values, TrainConfig)
+    except cattrs.BaseValidationError as error:
+        raise ValueError("; ".join(cattrs.transform_error(error, "run", _describe))) from error
+
+
+def _exactly(value: Any, kind: type) -> Any:
+    """Take a value as it is: cattrs alone would read the text "false" as true."""
+    if type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    raise TypeError(f"{value!r} is not of type {kind.__name__}")
+
+
+def _structure_model(values: dict[str, Any], _: type) -> UltraMemConfig:
+    # transformers takes any keyword without a word, so misspelt ones are found here.
+    known = [entry.name for entry in dataclasses.fields(UltraMemConfig)]
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise ValueError("; ".join(_unknown_field(name, known) for name in unknown))
+    return UltraMemConfig(**values)
+
+
+def _unknown_field(name: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=3)
+    return f"unknown field {name!r}" + (f", did you mean {' or '.join(nearest)}?" if nearest else "")
+
+
+def _describe(error: BaseException, _: type | None) -> str:
+    from cattrs.errors import ForbiddenExtraKeysError
+
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [entry.name for entry in dataclasses.fields(error.cl)]
+        return "; ".join(_unknown_field(name, known) for name in sorted(error.extra_fields))
+    if isinstance(error, KeyError):
+        return f"field {error.args[0]!r} is missing"
+    return str(error)
