@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultramem.ops.lookup.permutation import physical_rows
-
-_SUM = 0  # the embedding-bag kernels' number for mode="sum"
+from ultramem.ops.precision import accumulation_dtype
 
 
 class Bags(NamedTuple):
@@ -23,6 +22,11 @@ class Bags(NamedTuple):
     weights: Tensor  # (N * h * K,)
     offsets: Tensor  # (N * h * E,) where each bag begins
     order: Tensor  # (N, K) the slots of a token, sorted by group
+
+    def readers(self) -> Tensor:
+        """The bag of every read. Bags may be empty, so several can begin at one read: the last of them owns it."""
+        reads = torch.arange(self.indices.numel(), device=self.indices.device)
+        return torch.searchsorted(self.offsets, reads, right=True) - 1
 
 
 def make_bags(slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Bags:
@@ -58,51 +62,54 @@ def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansi
     return pooled_NhEd.transpose(1, 2).reshape(num_tokens, expansion, width)
 
 
-def _spread(
-    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
-) -> tuple[Tensor, Bags, Tensor, Tensor]:
-    """What both gradients share: one gradient a bag, the bags, the bag of every read, and the weights' gradient."""
-    num_tokens, num_cores, num_slots = weights.shape
-    chunk = table.shape[1] // num_cores
-    bags = make_bags(slots, weights.to(table.dtype), num_keys, expansion, seed)
-    grad_NEhd = grad_pooled.to(table.dtype).view(num_tokens, expansion, num_cores, chunk)
-    grad_bags = grad_NEhd.transpose(1, 2).reshape(-1, chunk)
-    # Bags may be empty, so several can begin at one read: the last of them owns it.
-    reads = torch.arange(bags.indices.numel(), device=slots.device)
-    bag_of_read = torch.searchsorted(bags.offsets, reads, right=True) - 1
-    grad_reads = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad_bags, table.view(-1, chunk), bags.indices, bags.offsets, bag_of_read, _SUM
-    ).view(num_tokens, num_cores, num_slots)
-    order_NhK = bags.order[:, None].expand(-1, num_cores, -1)
-    grad_weights = grad_reads.new_empty(grad_reads.shape).scatter_(-1, order_NhK, grad_reads).to(weights.dtype)
-    return grad_bags, bags, bag_of_read, grad_weights
-
-
-def _sum_rows(grad_bags: Tensor, indices: Tensor, bag_of_read: Tensor, bags: Bags, num_rows: int) -> Tensor:
-    """Adds ``weight * bag gradient`` of every read to its row, in the order of the reads."""
-    bag_sizes = torch.diff(bags.offsets, append=bags.offsets.new_tensor([indices.numel()]))
-    return torch.ops.aten._embedding_bag_dense_backward(
-        grad_bags, indices, bag_of_read, bag_sizes, torch.empty_like(bag_sizes), num_rows, False, _SUM, bags.weights
-    )
-
-
 def lookup_backward(
     grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """The dense gradient of the table ``(R, D_v)`` and that of the weights ``(N, h, K)``."""
-    grad_bags, bags, bag_of_read, grad_weights = _spread(grad_pooled, table, slots, weights, num_keys, expansion, seed)
-    num_rows = table.numel() // grad_bags.shape[1]
-    grad_table = _sum_rows(grad_bags, bags.indices, bag_of_read, bags, num_rows).view_as(table)
-    return grad_table, grad_weights
+    bags = make_bags(slots, weights.to(table.dtype), num_keys, expansion, seed)
+    grad_bags = _bag_gradients(grad_pooled, table, weights)
+    order = bags.indices.argsort(stable=True)
+    counts = bags.indices.bincount(minlength=table.numel() // grad_bags.shape[1])
+    grad_table = _sum_reads(grad_bags, bags, order, counts.cumsum(0) - counts).view_as(table)
+    return grad_table, _weight_gradients(grad_bags, bags, table, weights)
 
 
 def lookup_backward_rows(
     grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The touched rows ``(U,)`` ascending, their gradients ``(U, D_v)``, and the gradient of the weights."""
-    grad_bags, bags, bag_of_read, grad_weights = _spread(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+    bags = make_bags(slots, weights.to(table.dtype), num_keys, expansion, seed)
+    grad_bags = _bag_gradients(grad_pooled, table, weights)
+    order = bags.indices.argsort(stable=True)
+    touched, counts = bags.indices[order].unique_consecutive(return_counts=True)
+    grad_rows = _sum_reads(grad_bags, bags, order, counts.cumsum(0) - counts)
     num_cores = weights.shape[1]
-    rows, compact = torch.unique(bags.indices // num_cores, return_inverse=True)
-    compact_indices = compact * num_cores + bags.indices % num_cores
-    grad_rows = _sum_rows(grad_bags, compact_indices, bag_of_read, bags, rows.numel() * num_cores)
-    return rows, grad_rows.view(rows.numel(), table.shape[1]), grad_weights
+    # All chunks of a row are read together, so every h-th index begins a row.
+    rows = touched[::num_cores] // num_cores
+    return rows, grad_rows.view(-1, table.shape[1]), _weight_gradients(grad_bags, bags, table, weights)
+
+
+def _bag_gradients(grad_pooled: Tensor, table: Tensor, weights: Tensor) -> Tensor:
+    """The pooled gradient, one row a bag: ``(N, E, D_v)`` -> ``(N * h * E, D_v / h)``."""
+    num_cores = weights.shape[1]
+    grad_NEhd = grad_pooled.to(table.dtype).unflatten(-1, (num_cores, table.shape[1] // num_cores))
+    return grad_NEhd.transpose(1, 2).flatten(0, 2)
+
+
+def _sum_reads(grad_bags: Tensor, bags: Bags, order: Tensor, first_reads: Tensor) -> Tensor:
+    """The transpose of a bag is a bag: each row sums, over its reads, weight times the gradient of the reading bag."""
+    return F.embedding_bag(
+        bags.readers()[order], grad_bags, first_reads, mode="sum", per_sample_weights=bags.weights[order]
+    )
+
+
+def _weight_gradients(grad_bags: Tensor, bags: Bags, table: Tensor, weights: Tensor) -> Tensor:
+    """The gradient of a bag times the row read, for every read: a sampled matrix product."""
+    dtype = accumulation_dtype(table.dtype)  # the sampled product has no narrower kernel
+    rows = table.view(-1, grad_bags.shape[1]).to(dtype)
+    ends = torch.cat([bags.offsets, bags.offsets.new_tensor([bags.indices.numel()])])
+    zeros = torch.zeros(bags.indices.shape, dtype=dtype, device=table.device)
+    reads = torch.sparse_csr_tensor(ends, bags.indices, zeros, (len(grad_bags), len(rows)), check_invariants=False)
+    products = torch.sparse.sampled_addmm(reads, grad_bags.to(dtype), rows.T, beta=0.0).values()
+    order_NhK = bags.order[:, None].expand(weights.shape)
+    return weights.new_empty(weights.shape).scatter_(-1, order_NhK, products.view(weights.shape).to(weights.dtype))
