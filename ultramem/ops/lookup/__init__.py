@@ -4,10 +4,13 @@ UltraMem, section 3.3 (implicit value expansion: pool first, project after) and 
 row is weighted by core i). Product keys, Memory+ and PEER are the case E = 1, h = 1.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
 from ultramem.ops.lookup import reference
+from ultramem.ops.reference_mode import reference_answers
 
 
 def lookup(
@@ -53,6 +56,15 @@ def lookup(
     return operation(table, slots, weights, num_keys, expansion, seed)
 
 
+def _kernels(*tensors: Tensor) -> tuple[ModuleType, ModuleType]:
+    """Who answers on a GPU, forward and backward."""
+    if reference_answers(*tensors):
+        return reference, reference
+    from ultramem.ops.lookup import kernels, kernels_backward  # here, for Triton is not installed everywhere
+
+    return kernels, kernels_backward
+
+
 def _setup_context(ctx, inputs, output):
     table, slots, weights, *ctx.placement = inputs
     ctx.save_for_backward(table, slots, weights)
@@ -62,16 +74,26 @@ def _fake_pooled(table, slots, weights, num_keys, expansion, seed):
     return table.new_empty(slots.shape[0], expansion, table.shape[1])
 
 
-@torch.library.custom_op("ultramem::lookup", mutates_args=())
+def _lookup_on_gpu(table, slots, weights, num_keys, expansion, seed):
+    return _kernels(table, weights)[0].lookup(table, slots, weights, num_keys, expansion, seed)
+
+
+@torch.library.custom_op("ultramem::lookup", mutates_args=(), device_types="cpu")
 def _lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
     return reference.lookup(table, slots, weights, num_keys, expansion, seed)
 
 
-@torch.library.custom_op("ultramem::lookup_backward", mutates_args=())
+@torch.library.custom_op("ultramem::lookup_backward", mutates_args=(), device_types="cpu")
 def _lookup_backward(
     grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     return reference.lookup_backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+
+
+@_lookup_backward.register_kernel("cuda")
+def _(grad_pooled, table, slots, weights, num_keys, expansion, seed):
+    backward = _kernels(table, weights)[1].lookup_backward
+    return backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
 
 
 @_lookup_backward.register_fake
@@ -84,21 +106,28 @@ def _backward(ctx, grad_pooled):
     return grad_table, None, grad_weights, None, None, None
 
 
+_lookup.register_kernel("cuda", _lookup_on_gpu)
 _lookup.register_fake(_fake_pooled)
 _lookup.register_autograd(_backward, setup_context=_setup_context)
 
 
 # The same operation whose table gradient arrives as touched rows: the choice is made once, not in the backward pass.
-@torch.library.custom_op("ultramem::lookup_sparse", mutates_args=())
+@torch.library.custom_op("ultramem::lookup_sparse", mutates_args=(), device_types="cpu")
 def _lookup_sparse(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
     return reference.lookup(table, slots, weights, num_keys, expansion, seed)
 
 
-@torch.library.custom_op("ultramem::lookup_backward_rows", mutates_args=())
+@torch.library.custom_op("ultramem::lookup_backward_rows", mutates_args=(), device_types="cpu")
 def _lookup_backward_rows(
     grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return reference.lookup_backward_rows(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+
+
+@_lookup_backward_rows.register_kernel("cuda")
+def _(grad_pooled, table, slots, weights, num_keys, expansion, seed):
+    backward = _kernels(table, weights)[1].lookup_backward_rows
+    return backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
 
 
 @_lookup_backward_rows.register_fake
@@ -114,5 +143,6 @@ def _backward_rows(ctx, grad_pooled):
     return grad_table, None, grad_weights, None, None, None
 
 
+_lookup_sparse.register_kernel("cuda", _lookup_on_gpu)
 _lookup_sparse.register_fake(_fake_pooled)
 _lookup_sparse.register_autograd(_backward_rows, setup_context=_setup_context)

@@ -5,14 +5,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ultramem.ops.lookup import permutation
+from ultramem.ops.mixing_kernel import as_int32, mix_bits
 
 _NUM_ROUNDS = tl.constexpr(permutation.NUM_ROUNDS)
 
 
-def signed_seed(seed: int) -> int:
-    """What a seed adds to every hash, modulo 2**32, as an integer that always fits the kernels' int32 argument."""
-    product = seed * 0x27D4EB2F & 0xFFFFFFFF
-    return product - (product >> 31 << 32)
+def seed_argument(seed: int) -> int:
+    """What the seed adds to every hash of the permutation."""
+    return as_int32(seed * 0x27D4EB2F)
 
 
 @triton.jit
@@ -22,12 +22,10 @@ def physical_slot(slot, seed, NUM_KEYS: tl.constexpr, EXPANSION: tl.constexpr):
         left = (slot // NUM_KEYS).to(tl.uint32)
         right = (slot % NUM_KEYS).to(tl.uint32)
         for number in tl.static_range(1, _NUM_ROUNDS + 1):
-            mixed = right * 0x85EBCA6B + (number * 0x9E3779B1) % 2**32 + seed.to(tl.uint32)
-            mixed = (mixed ^ (mixed >> 15)) * 0x2C1B3C6D
-            mixed = (mixed ^ (mixed >> 12)) * 0x297A2D39
-            mixed = left + (mixed ^ (mixed >> 15)) % NUM_KEYS
+            offset = mix_bits(right * 0x85EBCA6B + (number * 0x9E3779B1) % 2**32 + seed.to(tl.uint32)) % NUM_KEYS
+            total = left + offset
             left = right
-            right = tl.where(mixed < NUM_KEYS, mixed, mixed - NUM_KEYS)
+            right = tl.where(total < NUM_KEYS, total, total - NUM_KEYS)
         slot = left.to(tl.int64) * NUM_KEYS + right
     return slot
 
@@ -97,7 +95,7 @@ def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansi
             slots.contiguous(),
             weights.contiguous(),
             pooled,
-            signed_seed(seed),
+            seed_argument(seed),
             NUM_SLOTS=num_slots,
             NUM_CORES=num_cores,
             NUM_KEYS=num_keys,

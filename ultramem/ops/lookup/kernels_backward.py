@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultramem.ops.lookup.kernels import physical_slot, signed_seed
+from ultramem.ops.lookup.kernels import physical_slot, seed_argument
 
 _TILE = 128  # sorted reads a program
 _READS = 4  # reads of one row loaded together
@@ -34,7 +34,7 @@ def sort_reads(slots: Tensor, num_keys: int, expansion: int, seed: int) -> tuple
     _place_kernel[grid](
         slots.contiguous(),
         physical,
-        signed_seed(seed),
+        seed_argument(seed),
         slots.numel(),
         NUM_KEYS=num_keys,
         EXPANSION=expansion,
