@@ -4,8 +4,6 @@ UltraMem, section 3.3 (implicit value expansion: pool first, project after) and 
 row is weighted by core i). Product keys, Memory+ and PEER are the case E = 1, h = 1.
 """
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
@@ -56,15 +54,6 @@ def lookup(
     return operation(table, slots, weights, num_keys, expansion, seed)
 
 
-def _kernels(*tensors: Tensor) -> tuple[ModuleType, ModuleType]:
-    """Who answers on a GPU, forward and backward."""
-    if reference_answers(*tensors):
-        return reference, reference
-    from ultramem.ops.lookup import kernels, kernels_backward  # here, for Triton is not installed everywhere
-
-    return kernels, kernels_backward
-
-
 def _setup_context(ctx, inputs, output):
     table, slots, weights, *ctx.placement = inputs
     ctx.save_for_backward(table, slots, weights)
@@ -75,7 +64,11 @@ def _fake_pooled(table, slots, weights, num_keys, expansion, seed):
 
 
 def _lookup_on_gpu(table, slots, weights, num_keys, expansion, seed):
-    return _kernels(table, weights)[0].lookup(table, slots, weights, num_keys, expansion, seed)
+    if reference_answers(table, weights):
+        return reference.lookup(table, slots, weights, num_keys, expansion, seed)
+    from ultramem.ops.lookup import kernels  # Triton need not be there without a GPU.
+
+    return kernels.lookup(table, slots, weights, num_keys, expansion, seed)
 
 
 @torch.library.custom_op("ultramem::lookup", mutates_args=(), device_types="cpu")
@@ -92,8 +85,11 @@ def _lookup_backward(
 
 @_lookup_backward.register_kernel("cuda")
 def _(grad_pooled, table, slots, weights, num_keys, expansion, seed):
-    backward = _kernels(table, weights)[1].lookup_backward
-    return backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+    if reference_answers(table, weights):
+        return reference.lookup_backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+    from ultramem.ops.lookup import backward_kernels
+
+    return backward_kernels.lookup_backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
 
 
 @_lookup_backward.register_fake
@@ -126,8 +122,11 @@ def _lookup_backward_rows(
 
 @_lookup_backward_rows.register_kernel("cuda")
 def _(grad_pooled, table, slots, weights, num_keys, expansion, seed):
-    backward = _kernels(table, weights)[1].lookup_backward_rows
-    return backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+    if reference_answers(table, weights):
+        return reference.lookup_backward_rows(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+    from ultramem.ops.lookup import backward_kernels
+
+    return backward_kernels.lookup_backward_rows(grad_pooled, table, slots, weights, num_keys, expansion, seed)
 
 
 @_lookup_backward_rows.register_fake

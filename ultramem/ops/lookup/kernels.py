@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ultramem.ops.lookup import permutation
-from ultramem.ops.mixing_kernel import as_int32, mix_bits
+from ultramem.ops.mixing_kernels import as_int32, mix_bits
 
 _NUM_ROUNDS = tl.constexpr(permutation.NUM_ROUNDS)
 
@@ -55,7 +55,7 @@ def _lookup_kernel(
 
     totals = ()
     for _ in tl.static_range(EXPANSION):
-        totals = totals + (tl.zeros((COLUMNS,), tl.float32),)
+        totals += (tl.zeros((COLUMNS,), tl.float32),)  # type: ignore[assignment]
     for first in range(0, NUM_SLOTS, READS):
         read = first + tl.arange(0, READS)
         slot = tl.load(slots + token * NUM_SLOTS + read, mask=read < NUM_SLOTS, other=0)
@@ -68,7 +68,7 @@ def _lookup_kernel(
         updated = ()
         for p in tl.static_range(EXPANSION):
             weight_p = tl.where(group == p, weight.to(tl.float32), 0)
-            updated = updated + (totals[p] + tl.sum(weight_p[:, None] * values, axis=0),)
+            updated += (totals[p] + tl.sum(weight_p[:, None] * values, axis=0),)  # type: ignore[assignment]
         totals = updated
 
     for p in tl.static_range(EXPANSION):

@@ -71,9 +71,7 @@ def row_adam(
     _row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
 
 
-@torch.library.custom_op(
-    "ultramem::row_adam", mutates_args=("parameter", "exp_avg", "exp_avg_sq"), device_types="cpu"
-)
+@torch.library.custom_op("ultramem::row_adam", mutates_args=("parameter", "exp_avg", "exp_avg_sq"), device_types="cpu")
 def _row_adam(
     parameter: Tensor,
     exp_avg: Tensor,
@@ -96,7 +94,7 @@ def _row_adam(
 def _(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings):
     if reference_answers(parameter):
         return reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
-    from ultramem.ops.row_adam import kernels  # here, for Triton is not installed everywhere
+    from ultramem.ops.row_adam import kernels  # Triton need not be there without a GPU.
 
     return kernels.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
 

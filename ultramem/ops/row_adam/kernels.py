@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultramem.ops.mixing_kernel import as_int32, mix_bits
+from ultramem.ops.mixing_kernels import as_int32, mix_bits
 
 _ELEMENTS = 2048  # a program
 
@@ -97,7 +97,7 @@ def row_adam(
     seed: int,
 ) -> None:
     """See `ultramem.ops.row_adam`."""
-    assert parameter.is_contiguous() and exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()
+    assert all(tensor.is_contiguous() for tensor in (parameter, exp_avg, exp_avg_sq))
     width, parts_a_row = parameter.shape[1], exp_avg_sq.shape[1]
     shared = parts_a_row < width
     part = width // parts_a_row if shared else width

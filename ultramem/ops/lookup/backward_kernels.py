@@ -159,10 +159,7 @@ def _merge_kernel(
             heads = partials + tiles[:, None] * 2 * WIDTH + column[None, :]
             total += tl.sum(tl.load(heads, mask=same[:, None] & in_chunk[None, :], other=0), axis=0)
             following += TILES
-        if COMPACT:
-            target = tl.load(targets + last)
-        else:
-            target = row.to(tl.int64)
+        target = tl.load(targets + last) if COMPACT else row.to(tl.int64)
         tl.store(grad_rows + target * WIDTH + column, total, mask=in_chunk)
 
 
@@ -192,7 +189,7 @@ def _segment_sums(
 
     A row's gradient goes to `targets` of its reads; without them to the row's own place, and `touched` is told.
     """
-    num_tokens, num_cores, num_slots = weights.shape
+    _, num_cores, num_slots = weights.shape
     width = table.shape[1]
     num_reads = physical.numel()
     num_tiles = triton.cdiv(num_reads, _TILE)
