@@ -1,4 +1,4 @@
-"""Operations on tensors: the four steps of a memory layer that are worth a kernel of their own.
+"""Operations on tensors: the steps of a memory layer, and of its optimizer, that are worth a kernel of their own.
 
 Every operation is a folder: ``__init__.py`` holds its contract (a ``torch.library`` custom op with its fake and its
 autograd), ``reference.py`` the plain PyTorch that is the truth, ``kernels.py`` the same in Triton. PyTorch's dispatcher

@@ -11,7 +11,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients in place so that their common 2-norm is at most ``max_norm``.
 
     As ``torch.nn.utils.clip_grad_norm_``, but sparse gradients are welcome: rows that several micro-batches touched are
-    summed first, so that each counts once, with its whole gradient.
+    summed first, so that each counts once, with its whole gradient. A norm that is not finite scales nothing, so that
+    one can see where it came from.
 
     Args:
         parameters: those without a gradient are passed over.
@@ -35,5 +36,5 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
     norm = torch.nn.utils.get_total_norm(values)
     scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    torch._foreach_mul_(values, scale)
+    torch._foreach_mul_(values, torch.where(norm.isfinite(), scale, 1.0))
     return norm

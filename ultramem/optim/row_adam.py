@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from ultramem.ops.row_adam import row_adam
+from ultramem import ops
 
 
 class RowAdamW(Optimizer):
@@ -92,7 +92,7 @@ class RowAdamW(Optimizer):
         gradient = parameter.grad.coalesce()
         state = self.state[parameter]
         state["step"] += 1
-        row_adam(
+        ops.row_adam(
             parameter,
             state["exp_avg"],
             state["exp_avg_sq"],

@@ -66,7 +66,8 @@ class Cosine:
 class WarmupStableDecay:
     """Warm up linearly, stay at 1, then fall linearly over the last ``decay_steps``.
 
-    The last step has exactly ``floor``. Until the decay begins nothing depends on ``total_steps``, so a run can be made longer.
+    The last step has exactly ``floor``. Until the decay begins nothing depends on ``total_steps``: a run can be made
+    longer.
 
     Args:
         total_steps: steps of the run; ``floor`` is kept after them.

@@ -26,6 +26,8 @@ class OptimizerConfig:
     """Decoupled weight decay of matrices; norms and biases have none."""
     table_weight_decay: float = 0.0
     """Decoupled weight decay of the memory tables."""
+    lazy_tables: bool = False
+    """Step only the table rows that the batch read (lazy AdamW): cheaper for large tables, not the same mathematics."""
     clip_norm: float | None = 1.0
     """Largest norm of the gradient, trunk and tables together; none: gradients are not clipped."""
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"

@@ -61,6 +61,8 @@ def config_from_dict(values: dict[str, Any]) -> TrainConfig:
     """
     import cattrs  # only readers of JSON need it
 
+    if not isinstance(values, dict):
+        raise ValueError(f"a run is an object with fields, not {type(values).__name__}")
     converter = cattrs.Converter(forbid_extra_keys=True)
     for kind in (bool, int, float, str):
         converter.register_structure_hook(kind, _exactly)
@@ -81,11 +83,6 @@ def _exactly(value: Any, kind: type) -> Any:
 
 
 def _structure_model(values: dict[str, Any], _: type) -> UltraMemConfig:
-    # transformers takes any keyword without a word, so misspelt ones are found here.
-    known = [entry.name for entry in dataclasses.fields(UltraMemConfig)]
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise ValueError("; ".join(_unknown_field(name, known) for name in unknown))
     return UltraMemConfig(**values)
 
 

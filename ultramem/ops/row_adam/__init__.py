@@ -58,7 +58,8 @@ def row_adam(
     """
     num_rows, width = parameter.shape
     if exp_avg.shape != parameter.shape:
-        raise ValueError(f"exp_avg {tuple(exp_avg.shape)} must have the parameter's shape {tuple(parameter.shape)}")
+        shapes = [tuple(tensor.shape) for tensor in (parameter, exp_avg)]
+        raise ValueError(f"parameter and exp_avg must have one shape, not {shapes}")
     parts = exp_avg_sq.shape[1]
     if exp_avg_sq.shape[0] != num_rows or parts == 0 or width % parts:
         raise ValueError(f"exp_avg_sq {tuple(exp_avg_sq.shape)}: it must be (R, G), G a divisor of the width {width}")
@@ -84,7 +85,7 @@ def _row_adam(
     beta2: float,
     epsilon: float,
     weight_decay: float,
-    seed: int,
+    seed: int = 0,
 ) -> None:
     settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed)
     reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)

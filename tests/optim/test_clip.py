@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+
+from ultramem.optim import clip_gradients
+
+
+def sparse(rows, values, shape):
+    return torch.sparse_coo_tensor(torch.tensor([rows]), values, shape, check_invariants=True)
+
+
+def parameters(gradients):
+    result = []
+    for gradient in gradients:
+        parameter = torch.nn.Parameter(torch.zeros(gradient.shape))
+        parameter.grad = gradient
+        result.append(parameter)
+    return result
+
+
+def test_equals_torch_on_dense_gradients():
+    torch.manual_seed(0)
+    gradients = [torch.randn(5, 3), torch.randn(7)]
+    ours, theirs = parameters([g.clone() for g in gradients]), parameters([g.clone() for g in gradients])
+    assert torch.equal(clip_gradients(ours, 0.5), torch.nn.utils.clip_grad_norm_(theirs, 0.5))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_row_of_several_micro_batches_counts_once_with_its_sum():
+    torch.manual_seed(0)
+    values = torch.randn(4, 3)
+    touched, dense = sparse([1, 4, 1, 0], values, (6, 3)), torch.randn(2, 2)
+    ours = parameters([touched, dense.clone()])
+    theirs = parameters([touched.to_dense(), dense.clone()])
+    torch.testing.assert_close(clip_gradients(ours, 0.5), torch.nn.utils.clip_grad_norm_(theirs, 0.5))
+    torch.testing.assert_close(ours[0].grad.to_dense(), theirs[0].grad)
+    torch.testing.assert_close(ours[1].grad, theirs[1].grad)
+
+
+def test_small_gradients_and_an_infinite_limit_change_nothing():
+    (parameter,) = parameters([torch.tensor([3.0, 4.0])])
+    for limit in (6.0, math.inf):
+        assert clip_gradients([parameter], limit) == 5
+        assert parameter.grad.tolist() == [3.0, 4.0]
+
+
+def test_parameters_without_gradient_are_passed_over():
+    (parameter,) = parameters([torch.tensor([3.0, 4.0])])
+    assert clip_gradients([torch.nn.Parameter(torch.ones(2)), parameter], 1.0) == 5
+    assert parameter.grad.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_norm_that_is_not_finite_scales_nothing(value):
+    culprit, other = parameters([torch.tensor([value, 1.0]), torch.tensor([2.0])])
+    assert not clip_gradients([culprit, other], 1.0).isfinite()
+    assert culprit.grad[1] == 1
+    assert other.grad == 2

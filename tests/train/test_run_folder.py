@@ -1,0 +1,91 @@
+import dataclasses
+import json
+
+import pytest
+
+from tests.train.tiny import tiny_config
+from ultramem.data.tokens import TokenDataset
+from ultramem.train.config import OptimizerConfig
+from ultramem.train.run_folder import open_run
+from ultramem.train.trainer import train
+
+
+@pytest.fixture(scope="module")
+def dataset(data):
+    return TokenDataset.open(data, "train")
+
+
+def begin(folder, config, dataset):
+    with open_run(folder, config, dataset):
+        pass
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path, dataset):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="not empty and not a run's folder"):
+        begin(tmp_path, tiny_config(), dataset)
+    with pytest.raises(ValueError, match="is a file"):
+        begin(tmp_path / "thesis.tex", tiny_config(), dataset)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed was 0, now it is 1"),
+        ({"batch_size": 8}, "batch_size was 4, now it is 8"),
+        ({"evaluate_batches": 1}, "evaluate_batches was 3, now it is 1"),
+        ({"optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=4)}, "optimizer.learning_rate was 0.01, now"),
+    ],
+)
+def test_another_setting_is_refused_with_both_values_and_nothing_is_changed(tmp_path, dataset, changes, message):
+    begin(tmp_path, tiny_config(), dataset)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        begin(tmp_path, tiny_config(**changes), dataset)
+    assert contents(tmp_path) == before
+
+
+def test_another_model_is_refused_with_both_values(tmp_path, dataset):
+    begin(tmp_path, tiny_config(), dataset)
+    model = dataclasses.replace(tiny_config().model, intermediate_size=64, memory_top_k=5)
+    with pytest.raises(
+        ValueError, match=r"model.intermediate_size was 48, now it is 64; .*model.memory_top_k was 4, now"
+    ):
+        begin(tmp_path, tiny_config(model=model), dataset)
+
+
+def test_how_often_something_is_written_may_change_and_is_recorded(tmp_path, dataset):
+    begin(tmp_path, tiny_config(), dataset)
+    begin(tmp_path, tiny_config(log_every_steps=7, keep_checkpoints=9, activation_checkpointing=True), dataset)
+    recorded = json.loads((tmp_path / "run.json").read_text())
+    assert (recorded["log_every_steps"], recorded["keep_checkpoints"]) == (7, 9)
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path, dataset):
+    with open_run(tmp_path, tiny_config(), dataset), pytest.raises(ValueError, match="in use by another"):
+        begin(tmp_path, tiny_config(), dataset)
+    begin(tmp_path, tiny_config(), dataset)
+
+
+def test_a_damaged_run_json_is_named(tmp_path, dataset):
+    begin(tmp_path, tiny_config(), dataset)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is not JSON"):
+        begin(tmp_path, tiny_config(), dataset)
+
+
+def test_a_run_may_become_longer_where_the_steps_taken_would_have_been_the_same(data, tmp_path):
+    stable = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=2, table_horizon_steps=4)
+    train(tiny_config(steps=5, optimizer=stable), data, tmp_path / "stable")
+    summary = train(tiny_config(steps=7, optimizer=stable), data, tmp_path / "stable")
+    assert (summary["status"], summary["step"]) == ("finished", 7)
+    cosine = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, table_horizon_steps=4)
+    train(tiny_config(steps=5, optimizer=cosine), data, tmp_path / "cosine")
+    with pytest.raises(ValueError, match="steps was 5, now it is 7"):
+        train(tiny_config(steps=7, optimizer=cosine), data, tmp_path / "cosine")

@@ -1,0 +1,78 @@
+"""Causal self-attention with grouped queries and rotary positions, on transformers' attention interface and caches."""
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
+
+from ultramem.models.configuration_ultramem import UltraMemConfig
+
+
+class Attention(nn.Module):
+    """Self-attention of one block; parameter names and arithmetic are Llama's.
+
+    Args:
+        config: the model's configuration; its `_attn_implementation` names the kernel (sdpa by default).
+        layer_idx: 0-based number of the block, by which it finds its part of the cache.
+    """
+
+    is_causal = True
+
+    def __init__(self, config: UltraMemConfig, layer_idx: int) -> None:
+        super().__init__()
+        assert config.num_key_value_heads is not None  # filled by the config
+        assert config.head_dim is not None
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        query_size = config.num_attention_heads * self.head_dim
+        key_value_size = config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        if config.attention_qk_norm:
+            self.q_norm: nn.Module = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm: nn.Module = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        else:
+            self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """Maps `(B, T, D)` to `(B, T, D)`.
+
+        Args:
+            hidden_states: `(B, T, D)`.
+            position_embeddings: cosine and sine, each `(B or 1, T, head_dim)`.
+            attention_mask: in the form that the chosen kernel takes, or None for plain causal attention.
+            past_key_values: the cache; this block's part is read and extended.
+            kwargs: passed on to the kernel.
+        """
+        batch, length, _ = hidden_states.shape
+        heads = (batch, length, -1, self.head_dim)
+        query = self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2)
+        key = self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended, _ = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.head_dim**-0.5,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        return self.o_proj(attended.reshape(batch, length, -1))

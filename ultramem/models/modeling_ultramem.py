@@ -1,0 +1,331 @@
+"""One decoder for the whole family: UltraMem, product-key memory, mixture of experts, dense.
+
+A block is `x = x + attention(norm(x))`, `h = norm(x)`, `x = x + ffn(h)`. A memory unit k:k' reads h at block k, and its
+output is added to x after block k' (UltraMem, arXiv 2411.12364, section 3.1 and figure 4).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_masks_for_generate
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+
+from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.moe import MoE, MoEOutput
+from ultramem.layers.pkm import PKMLayer
+from ultramem.layers.tables import Table
+from ultramem.layers.ultramem import UltraMemLayer
+from ultramem.models.attention import Attention
+from ultramem.models.branches import feed_forward, memory_layer, memory_table
+from ultramem.models.configuration_ultramem import UltraMemConfig
+from ultramem.models.loss import next_token_loss
+
+
+@dataclass
+class UltraMemModelOutput(ModelOutput):
+    """What the trunk returns."""
+
+    last_hidden_state: Tensor | None = None
+    """`(B, T, D)`, after the final norm."""
+    auxiliary_loss: Tensor | None = None
+    """`()` float32, the sum over experts and memory layers, coefficients applied."""
+    past_key_values: Cache | None = None
+    """Keys, values and the state of the memory layers' convolutions."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """On request: the input of every block, and `last_hidden_state`."""
+    memory: tuple[MemoryOutput, ...] | None = None
+    """On request: what every memory unit returned, in the order of `memory_units`."""
+
+
+@dataclass
+class UltraMemCausalLMOutput(ModelOutput):
+    """What the language model returns."""
+
+    loss: Tensor | None = None
+    """`()` float32: `cross_entropy` + `auxiliary_loss`. None without labels."""
+    logits: Tensor | None = None
+    """`(B, T, V)`, or of the last positions; None where only the loss was asked for."""
+    cross_entropy: Tensor | None = None
+    """`()` float32, detached: the mean over the predicted tokens. None without labels."""
+    auxiliary_loss: Tensor | None = None
+    """`()` float32, the sum over experts and memory layers, coefficients applied."""
+    past_key_values: Cache | None = None
+    """Keys, values and the state of the memory layers' convolutions."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """On request: the input of every block, and the final hidden state."""
+    memory: tuple[MemoryOutput, ...] | None = None
+    """On request: what every memory unit returned, in the order of `memory_units`."""
+
+
+class Block(GradientCheckpointingLayer):
+    """One pre-norm decoder block. The models of the family differ in `mlp` alone.
+
+    Args:
+        config: the model's configuration.
+        layer_idx: 0-based number of the block.
+    """
+
+    def __init__(self, config: UltraMemConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config, layer_idx)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = feed_forward(config, config.block_ffns[layer_idx])
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden_states: Tensor, **attention_arguments) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Maps `(B, T, D)` to the new hidden states, the normed input of `mlp`, and its auxiliary loss if any."""
+        attended = self.self_attn(self.input_layernorm(hidden_states), **attention_arguments)
+        hidden_states = hidden_states + self.dropout(attended)
+        normed = self.post_attention_layernorm(hidden_states)
+        output = self.mlp(normed)
+        if isinstance(output, MoEOutput):
+            return hidden_states + self.dropout(output.hidden_states), normed, output.auxiliary_loss
+        return hidden_states + self.dropout(output), normed, None
+
+
+class UltraMemPreTrainedModel(PreTrainedModel):
+    """Initialisation, and what transformers needs to know of the family."""
+
+    config: UltraMemConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, MoE):
+            module.reset_parameters(self.config.initializer_range)
+        elif isinstance(module, (UltraMemLayer, PKMLayer, Table)):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For classes outside of transformers the stock method skips every module that has no parameters of its own, in
+        # fear of initialisation that overwrites what was loaded. Ours is all by `torch.nn.init`, which is guarded; and
+        # a memory layer, which has only submodules, must be reached.
+        super()._initialize_weights(module, is_custom_code=False)
+
+
+class UltraMemModel(UltraMemPreTrainedModel):
+    """The decoder without its output layer: embedding, blocks, memory units, final norm.
+
+    `memory_layers[i]` and `tables[i]` belong to `config.memory_units[i]`.
+
+    Args:
+        config: the model's configuration.
+
+    Example:
+        >>> model = UltraMemModel(UltraMemConfig(vocab_size=50, hidden_size=16, intermediate_size=32))
+        >>> model(torch.randint(50, (2, 7))).last_hidden_state.shape
+        torch.Size([2, 7, 16])
+    """
+
+    def __init__(self, config: UltraMemConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+        self.unit_blocks = config.memory_unit_blocks
+        self.memory_layers = nn.ModuleList(memory_layer(config) for _ in config.memory_units)
+        self.tables = nn.ModuleList(memory_table(config) for _ in config.memory_units)
+        self.memory_dropout = nn.Dropout(config.dropout)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # it reads the rotary fields alone
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    @merge_with_config_defaults
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_memory: bool = False,
+        **kwargs,
+    ) -> UltraMemModelOutput:
+        """Runs the decoder.
+
+        Args:
+            input_ids: `(B, T)` int64; or else `inputs_embeds`.
+            attention_mask: `(B, past + T)`, 0 at padding; or what `create_masks_for_generate` makes of it.
+            position_ids: `(B, T)`; counted on from the cache when None.
+            past_key_values: the cache of the tokens before.
+            inputs_embeds: `(B, T, D)`.
+            use_cache: make and return a cache; `config.use_cache` when None.
+            output_hidden_states: return the input of every block.
+            output_memory: return what every memory unit returned.
+            kwargs: passed on to the attention kernel.
+
+        Raises:
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + past
+        masks = (
+            attention_mask
+            if isinstance(attention_mask, dict)
+            else create_masks_for_generate(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        )
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
+
+        hidden_states = inputs_embeds
+        auxiliary_loss = torch.zeros((), device=inputs_embeds.device)
+        inputs: list[Tensor] = []
+        memory: dict[int, MemoryOutput] = {}
+        for index, block in enumerate(self.layers):
+            if output_hidden_states:
+                inputs.append(hidden_states)
+            hidden_states, normed, block_loss = block(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=masks["full_attention"],
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+            if block_loss is not None:
+                auxiliary_loss = auxiliary_loss + block_loss
+            for unit, (read, add) in enumerate(self.unit_blocks):
+                if read == index:
+                    memory[unit] = self._read_memory(unit, normed, masks.get("linear_attention"), past_key_values)
+                    auxiliary_loss = auxiliary_loss + memory[unit].auxiliary_loss
+                if add == index:
+                    hidden_states = hidden_states + self.memory_dropout(memory[unit].hidden_states)
+
+        hidden_states = self.norm(hidden_states)
+        return UltraMemModelOutput(
+            last_hidden_state=hidden_states,
+            auxiliary_loss=auxiliary_loss,
+            past_key_values=past_key_values,
+            hidden_states=(*inputs, hidden_states) if output_hidden_states else None,
+            memory=tuple(memory[unit] for unit in range(len(memory))) if output_memory else None,
+        )
+
+    def _read_memory(
+        self, unit: int, normed: Tensor, padding_mask: Tensor | None, past_key_values: Cache | None
+    ) -> MemoryOutput:
+        """Runs one memory unit on the normed input `(B, T, D)` of its block's feed-forward branch."""
+        layer, table = self.memory_layers[unit], self.tables[unit]
+        if padding_mask is not None:  # `(B, T)`: what stands at padding must not reach a token by the convolution
+            normed = normed * padding_mask.unsqueeze(-1)
+        context = None
+        if past_key_values is not None and self.config.memory_query_conv_size > 1:
+            context = self._update_conv_state(normed, self.unit_blocks[unit][0], past_key_values)
+        if self.gradient_checkpointing and self.training:
+            return MemoryOutput(*self._gradient_checkpointing_func(layer.__call__, normed, table, context))
+        return layer(normed, table, context)
+
+    def _update_conv_state(self, normed: Tensor, block: int, past_key_values: Cache) -> Tensor:
+        """Stores `normed` in the cache's convolution state, and returns the positions before it that a filter sees."""
+        reach = self.config.memory_query_conv_size - 1
+        states = past_key_values.update_conv_state(normed.transpose(1, 2), block, conv_kernel_size=reach)
+        return states.transpose(1, 2)[:, : -normed.shape[1]][:, -reach:]
+
+
+class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
+    """The language model: `UltraMemModel` and an output layer.
+
+    Args:
+        config: the model's configuration.
+
+    Example:
+        >>> model = UltraMemForCausalLM(UltraMemConfig(vocab_size=50, hidden_size=16, intermediate_size=32))
+        >>> tokens = torch.randint(50, (2, 7))
+        >>> model(tokens, labels=tokens).loss.backward()
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: UltraMemConfig) -> None:
+        super().__init__(config)
+        self.model = UltraMemModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_memory: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> UltraMemCausalLMOutput:
+        """Logits without labels; with labels the loss, and logits only if `logits_to_keep` asks for some.
+
+        Args:
+            input_ids: `(B, T)` int64; or else `inputs_embeds`.
+            attention_mask: `(B, past + T)`, 0 at padding.
+            position_ids: `(B, T)`; counted on from the cache when None.
+            past_key_values: the cache of the tokens before.
+            inputs_embeds: `(B, T, D)`.
+            labels: `(B, T)` int64, the same tokens as `input_ids`: they are shifted here. -100 is not predicted.
+            use_cache: make and return a cache; when None, `config.use_cache` without labels, else no.
+            logits_to_keep: logits of so many last positions, or of the positions in this tensor; 0 for all.
+            output_memory: return what every memory unit returned.
+            num_items_in_batch: predicted tokens of a whole accumulated batch. The loss is then this batch's share of
+                the mean over all of them, so that the shares add up.
+            kwargs: `output_hidden_states`, and what the attention kernel takes.
+
+        Raises:
+            ValueError: if not exactly one of `input_ids` and `inputs_embeds` is given.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=False if use_cache is None and labels is not None else use_cache,
+            output_memory=output_memory,
+            **kwargs,
+        )
+        loss = cross_entropy = logits = None
+        if labels is not None:
+            cross_entropy, count = next_token_loss(self.lm_head, outputs.last_hidden_state, labels)
+            loss = cross_entropy + outputs.auxiliary_loss
+            if num_items_in_batch is not None:
+                loss = loss * count / num_items_in_batch
+            cross_entropy = cross_entropy.detach()
+        if labels is None or isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        return UltraMemCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            cross_entropy=cross_entropy,
+            auxiliary_loss=outputs.auxiliary_loss,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            memory=outputs.memory,
+        )

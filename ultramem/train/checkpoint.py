@@ -1,0 +1,91 @@
+"""What a checkpoint holds: model, optimizers, the step (which is the position in the data) and the random state."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from ultramem.models.configuration_ultramem import UltraMemConfig
+from ultramem.models.modeling_ultramem import UltraMemForCausalLM
+from ultramem.train.checkpoint_files import CheckpointError, Checkpoints
+
+__all__ = ["CheckpointError", "Checkpoints", "load_model", "load_state", "save_state"]
+
+
+def save_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Write everything that the next step depends on.
+
+    Args:
+        checkpoints: of the run.
+        step: steps taken.
+        model: its parameters and buffers, the retrieval's singular vectors among them.
+        optimizers: their moments, by the parameters' names.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    checkpoints.save(step, _state(model, optimizers))
+
+
+def load_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    """Bring model, optimizers and random state to where `save_state` saw them.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    state = _state(model, optimizers)
+    checkpoints.load(step, state)
+    set_state_dict(model, list(optimizers), model_state_dict=state["model"], optim_state_dict=state["optimizers"])
+    torch.set_rng_state(state["random"]["cpu"])
+    if "cuda" in state["random"]:
+        torch.cuda.set_rng_state(state["random"]["cuda"])
+
+
+def _state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    model_state, optimizer_state = get_state_dict(model, list(optimizers))
+    random = {"cpu": torch.get_rng_state()}
+    if next(model.parameters()).is_cuda:
+        random["cuda"] = torch.cuda.get_rng_state()
+    return {"model": model_state, "optimizers": optimizer_state, "random": random}
+
+
+def load_model(path: Path) -> tuple[UltraMemForCausalLM, Path]:
+    """Load a trained model from a run's folder (its newest checkpoint) or from an exported Hugging Face folder.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The model in evaluation mode, on the CPU, in float32, and its tokenizer's file.
+
+    Raises:
+        ValueError: the folder is neither, or the run has no checkpoint yet.
+        CheckpointError: the newest checkpoint is damaged.
+
+    Example:
+        >>> model, tokenizer_path = load_model(Path("runs/a"))
+        >>> model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5).shape
+        torch.Size([1, 8])
+    """
+    config_path, tokenizer = path / "config.json", path / "tokenizer.json"
+    if not config_path.exists():
+        raise ValueError(f"{path} is neither a run's folder nor an exported model: it has no config.json")
+    model_type = json.loads(config_path.read_text()).get("model_type")
+    if model_type != UltraMemConfig.model_type:
+        raise ValueError(f"{path} holds a model of type {model_type!r}: {UltraMemConfig.model_type!r} is wanted")
+    if not (path / "run.json").exists():
+        return UltraMemForCausalLM.from_pretrained(path).eval(), tokenizer
+    checkpoints = Checkpoints(path / "checkpoints")
+    step = checkpoints.newest_step
+    if step is None:
+        raise ValueError(f"{path} has no checkpoint yet: let it train on")
+    model = UltraMemForCausalLM(UltraMemConfig.from_pretrained(path))
+    state = {"model": model.state_dict()}
+    checkpoints.load(step, state)
+    model.load_state_dict(state["model"])
+    return model.eval(), tokenizer

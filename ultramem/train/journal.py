@@ -1,0 +1,45 @@
+"""metrics.jsonl: what a run measured, one JSON object a line, in order of steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ultramem.train.atomic import write_text
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Read a run's metrics; a last line torn by a kill is left out.
+
+    Args:
+        path: ``metrics.jsonl`` of a run folder; no file is no metrics.
+
+    Returns:
+        One dictionary a line, each with its "step".
+
+    Example:
+        >>> losses = [line["loss"] for line in read_journal(Path("runs/a/metrics.jsonl")) if "loss" in line]
+    """
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+class Journal:
+    """Appends to a run's metrics.
+
+    Args:
+        path: ``metrics.jsonl``.
+        step: the step from which the run goes on; lines of later steps, which will be written again, are dropped.
+    """
+
+    def __init__(self, path: Path, *, step: int):
+        lines = [line for line in read_journal(path) if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._path = path
+        self.seconds = max((line["seconds"] for line in lines if "seconds" in line), default=0.0)
+        """Seconds that the run had taken by then."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line and hand it to the operating system."""
+        with open(self._path, "a") as file:
+            file.write(json.dumps(record) + "\n")

@@ -1,0 +1,278 @@
+"""The training loop: from a position in the data to a step of both optimizers, and what is kept of it."""
+
+import json
+import math
+import statistics
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ultramem.data.loader import TokenLoader, validation_batches
+from ultramem.data.tokens import TokenDataset
+from ultramem.layers.tables import Table
+from ultramem.models.configuration_ultramem import UltraMemConfig
+from ultramem.models.modeling_ultramem import UltraMemForCausalLM
+from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
+from ultramem.train.atomic import write_json
+from ultramem.train.checkpoint import Checkpoints, load_state, save_state
+from ultramem.train.config import TrainConfig
+from ultramem.train.determinism import deterministic_algorithms
+from ultramem.train.display import Display, show_summary
+from ultramem.train.interruption import StopRequest
+from ultramem.train.journal import Journal, read_journal
+from ultramem.train.metrics import validate
+from ultramem.train.run_folder import RunFolder, open_run
+from ultramem.train.summary import summarise
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message says where it stopped, why, and what to do."""
+
+
+def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | str | None = None) -> dict[str, Any]:
+    """Train a model, or go on where the same call was interrupted.
+
+    SIGTERM and SIGINT end the run after the step under way, with a checkpoint. The same arguments give the same
+    numbers, interrupted or not: bit for bit on a CPU.
+
+    Args:
+        config: the run. Its model gets the vocabulary of the data.
+        data: folder made by ``ultramem prepare``.
+        out: the run's folder (see `ultramem.train.run_folder.RunFolder`).
+        device: none takes a GPU where there is one.
+
+    Returns:
+        The summary, which a finished run also keeps in ``summary.json``: "status" ("finished", or "stopped at step N"),
+        losses, counts of parameters and tokens, speed, peak memory, versions.
+
+    Raises:
+        ValueError: the folder holds something else or a run with other settings; the data does not serve.
+        CheckpointError: a checkpoint cannot be written, or the newest is damaged.
+        TrainingError: the loss or the gradient is not finite, or the disk fails.
+
+    Example:
+        >>> summary = train(recipes.get("ultramem-tiny"), Path("data/x"), Path("runs/a"))
+        >>> summary["status"], summary["final_validation_loss"]
+        ('finished', 3.21)
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
+    config = replace(config, model=_model_for(training, config.model))
+    # Data that is too short or damaged is refused before anything is written.
+    loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
+    validation_batches(validation, config.sequence_length, config.batch_size, num_batches=1)
+    if not RunFolder(out).config.exists():
+        training.verify()
+        validation.verify()
+    try:
+        with open_run(out, config, training) as folder, deterministic_algorithms():
+            if folder.summary.exists():
+                summary = json.loads(folder.summary.read_text())
+                if summary["step"] >= config.steps:
+                    show_summary(summary)
+                    return summary
+            return Trainer(config, folder, loader, validation, device).run()
+    except OSError as error:
+        raise TrainingError(f"{out} cannot be written: {error}; once it can, the same command goes on") from error
+
+
+def _model_for(data: TokenDataset, model: UltraMemConfig) -> UltraMemConfig:
+    """Give a model the vocabulary of its data: a text begins after a separator and ends at the next."""
+    separator = data.separator_id
+    return replace(model, vocab_size=data.vocab_size, bos_token_id=separator, eos_token_id=separator)
+
+
+class StepResult(NamedTuple):
+    """What a step gave; losses are means over its tokens."""
+
+    loss: float
+    cross_entropy: float
+    auxiliary_loss: float
+    gradient_norm: float
+
+
+class Trainer:
+    """A run's model, optimizers and data, at a step.
+
+    Args:
+        config: the run, its vocabulary that of the data.
+        folder: where it is kept, open.
+        loader: batches to learn from.
+        validation: tokens to measure on.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        loader: TokenLoader,
+        validation: TokenDataset,
+        device: torch.device,
+    ):
+        self.config, self.folder, self.device = config, folder, device
+        self.loader, self.validation = loader, validation
+        self.micro_batch_size = config.micro_batch_size or config.batch_size
+        torch.manual_seed(config.seed)
+        self.model = UltraMemForCausalLM(config.model).to(device).train()  # type: ignore[arg-type]
+        for module in self.model.modules():
+            if isinstance(module, Table):
+                module.sparse = config.optimizer.lazy_tables
+        if config.activation_checkpointing:
+            # transformers 5.23 renamed it and warns of the old name; 5.17 has only that.
+            enable = getattr(self.model, "activation_checkpointing_enable", None)
+            (enable or self.model.gradient_checkpointing_enable)()
+        self.forward = torch.compile(self.model) if config.compile else self.model
+        self.optimizers = _build_optimizers(self.model, config)
+        self.learning_rate = config.optimizer.learning_rate_schedule(config.steps)
+        self.table_multiplier = config.optimizer.table_multiplier(config.steps)
+        self.checkpoints = Checkpoints(folder.checkpoints, keep=config.keep_checkpoints)
+        self.checkpoints.clean()
+        self.step = self.checkpoints.newest_step or 0
+        if self.step:
+            load_state(self.checkpoints, self.step, self.model, self.optimizers)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step, or until a signal asks to stop; return the summary."""
+        config, journal = self.config, Journal(self.folder.metrics, step=self.step)
+        self.folder.record_start(self.step)
+        tensorboard = self.folder.tensorboard if config.tensorboard else None
+        begun = time.perf_counter() - journal.seconds
+        step_seconds: list[float] = []
+        with (
+            Display(config.name, step=self.step, steps=config.steps, tensorboard=tensorboard) as display,
+            StopRequest() as stop,
+        ):
+
+            def record(values: dict[str, Any]) -> None:
+                values = {"step": self.step, **values, "seconds": time.perf_counter() - begun}
+                journal.write(values)
+                display.record(values)
+
+            stopping = False
+            while self.step < config.steps and not stopping:
+                started = time.perf_counter()
+                result = self.take_step()
+                step_seconds.append(time.perf_counter() - started)
+                display.advance(self.step, result.loss, config.tokens_per_step / step_seconds[-1])
+                finished, stopping = self.step == config.steps, stop.requested
+                if finished or self.step % config.log_every_steps == 0:
+                    record(self._line(result, statistics.fmean(step_seconds)))
+                    step_seconds.clear()
+                if finished or self.step % config.evaluate_every_steps == 0:
+                    record(self.evaluate())
+                if finished or stopping or self.step % config.checkpoint_every_steps == 0:
+                    save_state(self.checkpoints, self.step, self.model, self.optimizers)
+        summary = summarise(config, self.step, self.model, read_journal(self.folder.metrics))
+        if self.step == config.steps:
+            write_json(self.folder.summary, summary)
+        show_summary(summary)
+        return summary
+
+    def take_step(self) -> StepResult:
+        """Learn from the next batch.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite; the weights are as they were before the step.
+        """
+        self._set_learning_rates()
+        # All windows are of one length, so a micro-batch's share of the sequences is its share of the tokens.
+        windows = self.loader.batch(self.step)
+        losses = torch.zeros(3, device=self.device)
+        for micro_batch in windows.split(self.micro_batch_size):
+            micro_batch = micro_batch.to(self.device, non_blocking=True)
+            share = len(micro_batch) / len(windows)
+            with self._autocast():
+                output = self.forward(input_ids=micro_batch, labels=micro_batch, use_cache=False)
+            (output.loss * share).backward()
+            losses += share * torch.stack([output.loss, output.cross_entropy, output.auxiliary_loss]).detach()
+        norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm or math.inf)
+        result = StepResult(*torch.cat([losses, norm[None]]).tolist())
+        self._check_finite(result)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        return result
+
+    def evaluate(self) -> dict[str, Any]:
+        """Measure the model on the validation split."""
+        config, validation = self.config, self.validation
+        batches = validation_batches(validation, config.sequence_length, config.batch_size, config.evaluate_batches)
+        return validate(
+            self.model,
+            (micro_batch for batch in batches for micro_batch in batch.split(self.micro_batch_size)),
+            tokens_per_byte=validation.num_tokens / validation.num_bytes,
+            autocast=self._autocast,
+        )
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _set_learning_rates(self) -> None:
+        trunk_rate = self.config.optimizer.learning_rate * self.learning_rate(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                tables = group["name"] == "tables"
+                group["lr"] = trunk_rate * self.table_multiplier(self.step) if tables else trunk_rate
+
+    def _check_finite(self, result: StepResult) -> None:
+        wrong = [name for name, value in result._asdict().items() if not math.isfinite(value)]
+        if not wrong:
+            return
+        weights = [name for name, weight in self.model.named_parameters() if not _finite(weight)]
+        gradients = [name for name, weight in self.model.named_parameters() if not _finite(weight.grad)]
+        newest = self.checkpoints.newest_step
+        kept = f"{self.checkpoints.path(newest)} is intact" if newest else "there is no checkpoint yet"
+        raise TrainingError(
+            f"step {self.step + 1}: {wrong[0].replace('_', ' ')} is {getattr(result, wrong[0])}; "
+            f"first weights that are not finite: {', '.join(weights[:3]) or 'none'}; "
+            f"first gradients: {', '.join(gradients[:3]) or 'none'}. Nothing was updated; {kept}: "
+            "try a lower optimizer.learning_rate or a longer optimizer.warmup_steps in another folder"
+        )
+
+    def _line(self, result: StepResult, seconds_per_step: float) -> dict[str, Any]:
+        rates = {group["name"]: group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups}
+        return {
+            "tokens": self.step * self.config.tokens_per_step,
+            "loss": result.loss,
+            "cross_entropy": result.cross_entropy,
+            "auxiliary_loss": result.auxiliary_loss,
+            "learning_rate": rates["matrices"],
+            "table_learning_rate": rates.get("tables"),
+            "gradient_norm": result.gradient_norm,
+            "tokens_per_second": self.config.tokens_per_step / seconds_per_step,
+        }
+
+
+def _build_optimizers(model: UltraMemForCausalLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """One optimizer for the trunk, and one for the tables where there are any."""
+    settings = config.optimizer
+    groups = parameter_groups(
+        model,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        table_weight_decay=settings.table_weight_decay,
+    )
+    trunk = [group for group in groups if group["name"] != "tables"]
+    tables = [group for group in groups if group["name"] == "tables"]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(trunk, betas=settings.betas, eps=settings.epsilon, fused=True)
+    ]
+    if tables:
+        optimizers.append(RowAdamW(tables, betas=settings.betas, eps=settings.epsilon))
+    return optimizers
+
+
+def _finite(tensor: Tensor | None) -> bool:
+    if tensor is None:
+        return True
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor
+    return bool(values.isfinite().all())
