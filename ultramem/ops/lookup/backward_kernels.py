@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ultramem.ops.lookup.kernels import physical_slot, seed_argument
 
-_TILE = 128  # sorted reads a program
-_READS = 4  # reads of one row loaded together
-_MERGED_TILES = 16  # partial sums loaded together
+READS_A_TILE = 128
+READS_A_LOAD = 4
+TILES_A_LOAD = 16
 
 
 @triton.jit
@@ -192,14 +192,14 @@ def _segment_sums(
     _, num_cores, num_slots = weights.shape
     width = table.shape[1]
     num_reads = physical.numel()
-    num_tiles = triton.cdiv(num_reads, _TILE)
+    num_tiles = triton.cdiv(num_reads, READS_A_TILE)
     columns = triton.next_power_of_2(width // num_cores)
     settings = {
         "NUM_CORES": num_cores,
         "EXPANSION": expansion,
         "WIDTH": width,
         "COMPACT": targets is not None,
-        "TILE": _TILE,
+        "TILE": READS_A_TILE,
         "COLUMNS": columns,
         "num_warps": min(16, max(1, columns // 256)),
     }
@@ -219,10 +219,10 @@ def _segment_sums(
         partials,
         num_reads,
         NUM_SLOTS=num_slots,
-        READS=_READS,
+        READS=READS_A_LOAD,
         **settings,
     )
-    _merge_kernel[grid](physical, targets, grad_rows, partials, num_reads, TILES=_MERGED_TILES, **settings)
+    _merge_kernel[grid](physical, targets, grad_rows, partials, num_reads, TILES=TILES_A_LOAD, **settings)
     return grad_weights
 
 

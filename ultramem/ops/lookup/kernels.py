@@ -7,6 +7,7 @@ from torch import Tensor
 from ultramem.ops.lookup import permutation
 from ultramem.ops.mixing_kernels import as_int32, mix_bits
 
+FEW_TOKENS = 1024  # too few for one program a token and 256 bytes to fill a device
 _NUM_ROUNDS = tl.constexpr(permutation.NUM_ROUNDS)
 
 
@@ -76,10 +77,10 @@ def _lookup_kernel(
 
 
 def _tile(num_tokens: int, expansion: int, itemsize: int) -> tuple[int, int]:
-    """Reads and columns of a step: 64 loads of 16 bytes in flight a warp, fewer where E sums need the registers."""
-    if num_tokens <= 1024:  # too few programs to fill the device: narrow ones that read all their rows at once
+    """Reads and columns of a step, for programs of one warp."""
+    if num_tokens <= FEW_TOKENS:  # narrow programs that load all their rows at once
         return 128, 64 // itemsize
-    return 32, (256 if expansion <= 4 else 128) // itemsize
+    return 32, (256 if expansion <= 4 else 128) // itemsize  # E sums a column need registers
 
 
 def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
