@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from benchmarks.record import keep
+from benchmarks.record import write
 from ultramem import ops
 
 SLOTS, EXPANSION, CORES = 84, 4, 2
@@ -190,7 +190,7 @@ def main() -> None:
                 )
             )
             torch.cuda.empty_cache()
-        keep(benchmark, rows)
+        write(rows, benchmark)
 
 
 if __name__ == "__main__":
