@@ -232,12 +232,6 @@ def test_a_gradient_that_is_not_finite_is_named_too(data, tmp_path):
     assert all(torch.equal(parameter, before[name]) for name, parameter in trainer.model.named_parameters())
 
 
-def test_determinism_is_switched_back(data, tmp_path):
-    assert not torch.are_deterministic_algorithms_enabled()
-    train(tiny_config(steps=4), data, tmp_path / "run")
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
 def test_tensorboard_gets_the_metrics(data, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(tiny_config(steps=4, tensorboard=True), data, tmp_path / "run")

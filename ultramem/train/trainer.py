@@ -21,7 +21,7 @@ from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
 from ultramem.train.atomic import write_json
 from ultramem.train.checkpoint import Checkpoints, load_state, save_state
 from ultramem.train.config import TrainConfig
-from ultramem.train.determinism import deterministic_algorithms
+from ultramem.train.determinism import deterministic_algorithms, seed_step
 from ultramem.train.display import Display, show_summary
 from ultramem.train.interruption import StopRequest
 from ultramem.train.journal import Journal, read_journal
@@ -181,6 +181,7 @@ class Trainer:
             TrainingError: the loss or the gradient is not finite; the weights are as they were before the step.
         """
         self._set_learning_rates()
+        seed_step(self.config.seed, self.step)
         # All windows are of one length, so a micro-batch's share of the sequences is its share of the tokens.
         windows = self.loader.batch(self.step)
         losses = torch.zeros(3, device=self.device)
