@@ -34,7 +34,9 @@ class TrainingError(ValueError):
     """Training cannot go on; the message says where it stopped, why, and what to do."""
 
 
-def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | str | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, data: str | Path, out: str | Path, *, device: torch.device | str | None = None
+) -> dict[str, Any]:
     """Train a model, or go on where the same call was interrupted.
 
     SIGTERM and SIGINT end the run after the step under way, with a checkpoint. The same arguments give the same
@@ -56,10 +58,11 @@ def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | 
         TrainingError: the loss or the gradient is not finite, or the disk fails.
 
     Example:
-        >>> summary = train(recipes.get("ultramem-tiny"), Path("data/x"), Path("runs/a"))
+        >>> summary = train(recipes.get("cpu-ultramem"), "data/x", "runs/a")
         >>> summary["status"], summary["final_validation_loss"]
         ('finished', 3.21)
     """
+    out = Path(out)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
     config = replace(config, model=_model_for(training, config.model))
