@@ -9,11 +9,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.table import Table as TextTable
 from torch import Tensor
 
-from benchmarks.record import keep
+from benchmarks.record import show, write
 from ultramem import ops
 from ultramem.layers import Table, UltraMemLayer
 from ultramem.layers.ultramem import value_std
@@ -103,13 +101,13 @@ def compare(
         "what": what,
         "sizes": sizes,
         "peer": peer_name,
-        "forward_seconds": round(our_forward, 5),
-        "backward_seconds": round(our_backward, 5),
-        "peer_forward_seconds": round(peer_forward, 5),
-        "peer_backward_seconds": round(peer_backward, 5),
-        "forward_ratio": round(peer_forward / our_forward, 2),
-        "backward_ratio": round(peer_backward / our_backward, 2),
-        "total_ratio": round((peer_forward + peer_backward) / (our_forward + our_backward), 2),
+        "forward_seconds": our_forward,
+        "backward_seconds": our_backward,
+        "peer_forward_seconds": peer_forward,
+        "peer_backward_seconds": peer_backward,
+        "forward_ratio": peer_forward / our_forward,
+        "backward_ratio": peer_backward / our_backward,
+        "total_ratio": (peer_forward + peer_backward) / (our_forward + our_backward),
     }
 
 
@@ -121,16 +119,8 @@ def main() -> None:
     rows = lookup_rows(tokens=4096, slots_a_token=64, width=256, side=448)
     if arguments.peer:
         rows += layer_rows(tokens=2048)
-    path = keep("cpu", rows)
-    table = TextTable(title="CPU: times faster than the peer")
-    columns = ("what", "sizes", "peer", "forward_ratio", "backward_ratio", "total_ratio")
-    for column in columns:
-        table.add_column(column.replace("_", " "))
-    for row in rows:
-        table.add_row(*(str(row[column]) for column in columns))
-    console = Console()
-    console.print(table)
-    console.print(f"kept in {path}")
+    show(rows, title="CPU: times faster than the peer")
+    print(f"kept in {write(rows, 'cpu')}")
 
 
 if __name__ == "__main__":

@@ -3,39 +3,58 @@
 import csv
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def environment() -> dict[str, str]:
-    """What a number is worth nothing without."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    ).stdout.strip()
+def machine() -> dict[str, str]:
+    """What a number is worth nothing without: hardware, versions, commit, date."""
     if torch.cuda.is_available():
         hardware = torch.cuda.get_device_name()
     else:
         hardware = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return {"hardware": hardware, "torch": torch.__version__, "commit": commit or "unknown", "date": str(date.today())}
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "none"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "hardware": hardware,
+        "torch": torch.__version__,
+        "triton": triton,
+        "commit": commit.stdout.strip() or "unknown",
+        "date": date.today().isoformat(),
+    }
 
 
-def keep(benchmark: str, rows: list[dict[str, object]]) -> Path:
-    """Appends rows to ``results/<benchmark>.csv``; the columns are those of the first row plus `environment`."""
-    path = RESULTS / f"{benchmark}.csv"
-    path.parent.mkdir(exist_ok=True)
-    rows = [row | environment() for row in rows]
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
+def write(rows: Sequence[dict[str, Any]], name: str, folder: Path = RESULTS) -> Path:
+    """One CSV a benchmark, replaced by every run; every row has the same fields."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.csv"
+    about = machine()
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[*rows[0], *about])
+        writer.writeheader()
+        writer.writerows(row | about for row in rows)
     return path
+
+
+def show(rows: Sequence[dict[str, Any]], title: str = "") -> None:
+    """The rows as a table, numbers to four digits."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=None if Console().is_terminal else 200).print(table)

@@ -59,6 +59,7 @@ def write_data(tmp_path: Path) -> Callable[..., Path]:
             tokenizer_sha256=sha256_of(folder / TOKENIZER_FILE),
             num_empty_documents=0,
             splits=splits,
+            inputs=[],
             settings={},
         ).save(folder)
         return folder

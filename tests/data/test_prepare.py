@@ -47,6 +47,7 @@ def test_tokens_decode_to_the_documents_of_all_kinds_of_files(tmp_path, texts, q
     assert 2 < len(validation) < 25
     assert [text for text in texts[10:40] if text in train] == [text for text in train if text in texts[10:40]]
     assert header == Header.load(tmp_path / "data")
+    assert header.inputs == [str(corpus)]
     assert (header.dtype, header.vocab_size, header.separator_id) == ("uint16", 400, 0)
 
 

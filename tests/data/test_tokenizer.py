@@ -71,6 +71,12 @@ def test_a_missing_separator_is_named_with_the_special_tokens_there_are(tokenize
         separator_id(Tokenizer(models.BPE()), "</s>")
 
 
+def test_a_text_that_cannot_be_encoded_is_an_error():
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))
+    with pytest.raises(DataError, match=r"the tokenizer cannot encode the text: .*UNK"):
+        list(encode(tokenizer, ["b"], 0, np.dtype("uint16")))
+
+
 def test_the_vocabulary_counts_gaps():
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 99}, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -10,7 +10,6 @@ SIZES = {
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "initializer_range": 0.1,  # so that the trunk has a say beside the memory
 }
 MEMORY = {"memory_num_keys": 12, "memory_key_size": 8, "memory_value_size": 16, "memory_top_k": 4}
 FAMILY = {

@@ -28,7 +28,6 @@ MEMORY = {
         ({"num_key_value_heads": 3}, "num_attention_heads=8 .* num_key_value_heads=3"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"attention_dropout": -0.1}, "attention_dropout=-0.1"),
-        ({"initializer_range": 0.0}, "initializer_range=0.0"),
         ({"ffn": "relu"}, "ffn='relu' .* swiglu, gelu, moe"),
         ({"ffn": ["gelu"] * 3}, "ffn lists 3 branches for num_hidden_layers=8"),
         ({"ffn": "moe", "num_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok=5 .* num_experts=4"),

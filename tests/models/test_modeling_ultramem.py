@@ -146,8 +146,10 @@ def test_initialisation_reaches_what_to_empty_left(build, member):
     model.tie_weights()
     expected = build(member)
     for name, tensor in model.state_dict().items():
-        spread = expected.state_dict()[name].square().mean().sqrt().item()
-        assert tensor.square().mean().sqrt().item() == pytest.approx(spread, rel=0.5), name
+        assert tensor.isfinite().all(), name
+        if tensor.numel() >= 64:  # a spread needs some numbers to be measured
+            spread = expected.state_dict()[name].square().mean().sqrt().item()
+            assert tensor.square().mean().sqrt().item() == pytest.approx(spread, rel=0.5), name
     assert all(buffer.isfinite().all() for buffer in model.buffers())
     torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected.model.rotary_emb.inv_freq)
 

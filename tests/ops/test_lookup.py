@@ -20,7 +20,14 @@ def naive(table, slots, weights, num_keys, expansion, seed):
 
 
 # tokens, slots a token, logical keys a side, expansion, cores, width
-SIZES = [(7, 5, 10, 4, 2, 12), (1, 1, 6, 9, 1, 5), (0, 3, 4, 1, 1, 8), (13, 17, 14, 4, 3, 21), (4, 6, 12, 16, 4, 64)]
+SIZES = [
+    (7, 5, 10, 4, 2, 12),
+    (1, 1, 6, 9, 1, 5),
+    (0, 3, 4, 1, 1, 8),
+    (13, 17, 14, 4, 3, 21),
+    (4, 6, 12, 16, 4, 64),
+    (9, 20, 4, 4, 2, 6),
+]
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -99,8 +99,8 @@ def split_documents(documents: Iterable[Document], validation_fraction: float) -
     else:
         if len(ranks := {document.rank for document in held}) > 1:
             highest = sorted(ranks)[1]
-    for documents in (held, remaining):
-        for document in documents:
+    for run in (held, remaining):
+        for document in run:
             yield ("validation" if document.rank < highest else "train"), document
 
 

@@ -5,7 +5,7 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -76,8 +76,7 @@ def read_documents(path: Path, *, text_field: str, max_chars: int) -> Iterator[t
 def text_of(record: Mapping[str, Any], text_field: str, place: str) -> str:
     """Returns the record's text ("" where it is null); `place` is how an error names the record."""
     if text_field not in record:
-        fields = ", ".join(map(repr, record)) or "none"
-        raise DataError(f"{place} has no field {text_field!r}. Choose text_field among the fields there are: {fields}.")
+        raise _missing_field(text_field, record, place)
     text = record[text_field]
     if text is None:
         return ""
@@ -88,6 +87,11 @@ def text_of(record: Mapping[str, Any], text_field: str, place: str) -> str:
     except UnicodeEncodeError as error:
         raise DataError(f"{place}: the field {text_field!r} is not valid Unicode ({error.reason}).") from error
     return text
+
+
+def _missing_field(text_field: str, fields: Iterable[str], place: str) -> DataError:
+    names = ", ".join(map(repr, fields)) or "none"
+    return DataError(f"{place} has no field {text_field!r}. Choose text_field among the fields there are: {names}.")
 
 
 def _decompressed(file: BinaryIO, compression: str, path: Path) -> AbstractContextManager[Any]:
@@ -142,7 +146,7 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[tuple[str, int]]
     try:
         with parquet.ParquetFile(path) as table:
             if text_field not in table.schema_arrow.names:
-                text_of(dict.fromkeys(table.schema_arrow.names), text_field, str(path))
+                raise _missing_field(text_field, table.schema_arrow.names, str(path))
             row = 0
             for batch in table.iter_batches(batch_size=256, columns=[text_field]):
                 for value in batch.column(0).to_pylist():

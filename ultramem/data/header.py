@@ -57,6 +57,8 @@ class Header:
     num_empty_documents: int
     """Documents without any text, which were left out."""
     splits: dict[str, Split]
+    inputs: list[str]
+    """Where the text came from, in the words of whoever asked."""
     settings: dict[str, Any]
     """What `prepare` was asked for; the same settings over the same files give the same data."""
 

@@ -90,6 +90,7 @@ def validation_batches(
     Raises:
         DataError: the dataset is shorter than a window for each rank, or the batch cannot be divided.
     """
+    assert num_batches > 0, num_batches
     wanted = min(num_batches * batch_size, _count_windows(dataset, sequence_length))
     wanted -= wanted % world_size
     if wanted == 0:

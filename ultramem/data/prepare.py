@@ -27,7 +27,7 @@ _BATCH_BYTES = 1 << 21
 
 
 def prepare(
-    inputs: Sequence[str | Path],
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     tokenizer: str | Path | None = None,
@@ -96,7 +96,7 @@ def prepare(
     with whole_folder(out) as folder, _progress(console) as progress:
         if loaded is None:
             loaded = _train_tokenizer(corpus, vocab_size, separator, validation_fraction, progress)
-        header = _write(corpus, loaded, folder, settings, progress)
+        header = _write(corpus, loaded, folder, [*map(str, inputs)], settings, progress)
     console.print(_summary(out, header))
     return header
 
@@ -141,7 +141,14 @@ def _train_tokenizer(
     return train_tokenizer(texts, vocab_size, separator)
 
 
-def _write(corpus: Corpus, tokenizer: Tokenizer, folder: Path, settings: dict[str, Any], progress: Progress) -> Header:
+def _write(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    folder: Path,
+    inputs: list[str],
+    settings: dict[str, Any],
+    progress: Progress,
+) -> Header:
     separator = separator_id(tokenizer, settings["separator"])
     vocab_size = vocabulary_size(tokenizer)
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
@@ -168,7 +175,7 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, folder: Path, settings: dict[st
                 f"of {num_documents} documents, none is for {name} (copies of one text stay together). Add documents, "
                 "change validation_fraction or seed, or lower max_document_chars, which cuts long documents."
             )
-    tokenizer.save(str(folder / TOKENIZER_FILE))
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     header = Header(
         dtype=dtype.name,
         vocab_size=vocab_size,
@@ -177,6 +184,7 @@ def _write(corpus: Corpus, tokenizer: Tokenizer, folder: Path, settings: dict[st
         tokenizer_sha256=sha256_of(folder / TOKENIZER_FILE),
         num_empty_documents=corpus.num_empty,
         splits=splits,
+        inputs=inputs,
         settings=settings,
     )
     header.save(folder)

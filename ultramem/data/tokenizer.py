@@ -78,9 +78,17 @@ def separator_id(tokenizer: Tokenizer, separator: str) -> int:
 
 
 def encode(tokenizer: Tokenizer, texts: list[str], separator: int, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """Yields the tokens of each text, the separator's id at the end. Special tokens inside a text are mere text."""
+    """Yields the tokens of each text, the separator's id at the end. Special tokens inside a text are mere text.
+
+    Raises:
+        DataError: the tokenizer cannot encode a text, for instance because it has no token for an unknown word.
+    """
     tokenizer.encode_special_tokens = True
-    for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+    try:
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    except Exception as error:  # the library raises bare Exceptions
+        raise DataError(f"the tokenizer cannot encode the text: {error}") from error
+    for encoding in encodings:
         ids = encoding.ids
         ids.append(separator)
         yield np.array(ids, dtype=dtype)

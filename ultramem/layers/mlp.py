@@ -26,6 +26,13 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, **options)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, **options)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, **options)
+        self.reset_parameters()
+
+    def reset_parameters(self, output_gain: float = 1.0) -> None:
+        """Unit gain, inputs of unit variance given; `output_gain` scales the last matrix."""
+        for projection in (self.gate_proj, self.up_proj):
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        nn.init.normal_(self.down_proj.weight, std=output_gain * self.down_proj.in_features**-0.5)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Maps `(..., D)` to `(..., D)`."""
@@ -51,6 +58,12 @@ class GELUMLP(nn.Module):
         options = {"bias": False, "device": device, "dtype": dtype}
         self.up_proj = nn.Linear(hidden_size, intermediate_size, **options)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, **options)
+        self.reset_parameters()
+
+    def reset_parameters(self, output_gain: float = 1.0) -> None:
+        """Unit gain, inputs of unit variance given; `output_gain` scales the last matrix."""
+        nn.init.normal_(self.up_proj.weight, std=self.up_proj.in_features**-0.5)
+        nn.init.normal_(self.down_proj.weight, std=output_gain * self.down_proj.in_features**-0.5)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Maps `(..., D)` to `(..., D)`."""

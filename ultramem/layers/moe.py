@@ -84,10 +84,13 @@ class MoE(nn.Module):
         )
         self.reset_parameters()
 
-    def reset_parameters(self, std: float = 0.02) -> None:
-        """Draws every matrix from N(0, std^2)."""
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=std)
+    def reset_parameters(self, output_gain: float = 1.0) -> None:
+        """Unit gain, inputs of unit variance given; `output_gain` scales the last matrices."""
+        for weight in (self.router.weight, self.gate_proj, self.up_proj):
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+        nn.init.normal_(self.down_proj, std=output_gain * self.down_proj.shape[-1] ** -0.5)
+        if self.shared_experts is not None:
+            self.shared_experts.reset_parameters(output_gain)
 
     def forward(self, hidden_states: Tensor) -> MoEOutput:
         """Maps `(..., D)` to a `MoEOutput`."""

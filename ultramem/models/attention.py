@@ -35,6 +35,12 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.attention_qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.attention_qk_norm else None
 
+    def reset_parameters(self, output_gain: float = 1.0) -> None:
+        """Unit gain, inputs of unit variance given; `output_gain` scales the last matrix."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        nn.init.normal_(self.o_proj.weight, std=output_gain * self.o_proj.in_features**-0.5)
+
     def forward(
         self,
         hidden_states: Tensor,

@@ -107,8 +107,6 @@ class UltraMemConfig(PreTrainedConfig):
     rope_parameters: RopeParameters | dict | None = None
     """Rotary position embedding as in Llama, `{"rope_type": "default", "rope_theta": 10000.0}` when None. The keyword
     `rope_theta` is taken too, and stored here."""
-    initializer_range: float = 0.02
-    """Standard deviation of the trunk's initial matrices."""
     dropout: float = 0.0
     """Dropout on the residual branches: attention, feed-forward and memory."""
     attention_dropout: float = 0.0
@@ -224,12 +222,10 @@ class UltraMemConfig(PreTrainedConfig):
         return ["hybrid" if block in reading else "full_attention" for block in range(self.num_hidden_layers)]
 
     def validate_rates(self):
-        """Refuses dropouts that are no probabilities, and an initial spread that is none."""
+        """Refuses dropouts that are no probabilities."""
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not in [0, 1): give 0.0 for none")
-        if self.initializer_range <= 0:
-            raise ValueError(f"initializer_range={self.initializer_range} is not positive: 0.02 is usual")
 
     def validate_attention(self):
         """Refuses heads that cannot be grouped or rotated."""

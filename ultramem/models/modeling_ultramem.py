@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
 from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.mlp import GELUMLP, SwiGLU
 from ultramem.layers.moe import MoE, MoEOutput
 from ultramem.layers.pkm import PKMLayer
 from ultramem.layers.tables import Table
@@ -106,10 +107,24 @@ class UltraMemPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, MoE):
-            module.reset_parameters(self.config.initializer_range)
+        """All initialisation, in one place.
+
+        | what | variance |
+        |---|---|
+        | embedding | 1; with a tied output layer 1 / D |
+        | matrices | 1 / inputs |
+        | last matrix of attention, MLP, experts | 1 / (2 L inputs): all 2 L branches add up to 1 |
+        | memory layers and tables | so that a layer's output has 1 / (2 L) too (UltraMem, section 3.5) |
+        | norms | weight 1 |
+        """
+        if isinstance(module, (Attention, SwiGLU, GELUMLP, MoE)):
+            module.reset_parameters(output_gain=(2 * self.config.num_hidden_layers) ** -0.5)
         elif isinstance(module, (UltraMemLayer, PKMLayer, Table)):
             module.reset_parameters()
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5 if self.config.tie_word_embeddings else 1)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
         else:
             super()._init_weights(module)
 

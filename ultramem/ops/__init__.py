@@ -1,13 +1,15 @@
 """Operations on tensors: the steps of a memory layer, and of its optimizer, that are worth a kernel of their own.
 
 Every operation is a folder: ``__init__.py`` holds its contract (a ``torch.library`` custom op with its fake and its
-autograd), ``reference.py`` the plain PyTorch that is the truth. PyTorch's dispatcher chooses by device.
+autograd), ``reference.py`` the plain PyTorch that is the truth, ``kernels.py`` the same in Triton. PyTorch's dispatcher
+chooses by device.
 """
 
 from ultramem.ops.lookup import lookup
 from ultramem.ops.lookup.permutation import physical_rows
+from ultramem.ops.reference_mode import use_reference
 from ultramem.ops.rescore import rescore
 from ultramem.ops.row_adam import row_adam
 from ultramem.ops.select_keys import select_keys
 
-__all__ = ["lookup", "physical_rows", "rescore", "row_adam", "select_keys"]
+__all__ = ["lookup", "physical_rows", "rescore", "row_adam", "select_keys", "use_reference"]

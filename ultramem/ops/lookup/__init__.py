@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ultramem.ops.lookup import reference
+from ultramem.ops.reference_mode import reference_answers
 
 
 def lookup(
@@ -62,16 +63,33 @@ def _fake_pooled(table, slots, weights, num_keys, expansion, seed):
     return table.new_empty(slots.shape[0], expansion, table.shape[1])
 
 
-@torch.library.custom_op("ultramem::lookup", mutates_args=())
+def _lookup_on_gpu(table, slots, weights, num_keys, expansion, seed):
+    if reference_answers(table, weights):
+        return reference.lookup(table, slots, weights, num_keys, expansion, seed)
+    from ultramem.ops.lookup import kernels  # Triton need not be there without a GPU.
+
+    return kernels.lookup(table, slots, weights, num_keys, expansion, seed)
+
+
+@torch.library.custom_op("ultramem::lookup", mutates_args=(), device_types="cpu")
 def _lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
     return reference.lookup(table, slots, weights, num_keys, expansion, seed)
 
 
-@torch.library.custom_op("ultramem::lookup_backward", mutates_args=())
+@torch.library.custom_op("ultramem::lookup_backward", mutates_args=(), device_types="cpu")
 def _lookup_backward(
     grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     return reference.lookup_backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+
+
+@_lookup_backward.register_kernel("cuda")
+def _(grad_pooled, table, slots, weights, num_keys, expansion, seed):
+    if reference_answers(table, weights):
+        return reference.lookup_backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+    from ultramem.ops.lookup import backward_kernels
+
+    return backward_kernels.lookup_backward(grad_pooled, table, slots, weights, num_keys, expansion, seed)
 
 
 @_lookup_backward.register_fake
@@ -84,21 +102,31 @@ def _backward(ctx, grad_pooled):
     return grad_table, None, grad_weights, None, None, None
 
 
+_lookup.register_kernel("cuda", _lookup_on_gpu)
 _lookup.register_fake(_fake_pooled)
 _lookup.register_autograd(_backward, setup_context=_setup_context)
 
 
 # The same operation whose table gradient arrives as touched rows: the choice is made once, not in the backward pass.
-@torch.library.custom_op("ultramem::lookup_sparse", mutates_args=())
+@torch.library.custom_op("ultramem::lookup_sparse", mutates_args=(), device_types="cpu")
 def _lookup_sparse(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
     return reference.lookup(table, slots, weights, num_keys, expansion, seed)
 
 
-@torch.library.custom_op("ultramem::lookup_backward_rows", mutates_args=())
+@torch.library.custom_op("ultramem::lookup_backward_rows", mutates_args=(), device_types="cpu")
 def _lookup_backward_rows(
     grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return reference.lookup_backward_rows(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+
+
+@_lookup_backward_rows.register_kernel("cuda")
+def _(grad_pooled, table, slots, weights, num_keys, expansion, seed):
+    if reference_answers(table, weights):
+        return reference.lookup_backward_rows(grad_pooled, table, slots, weights, num_keys, expansion, seed)
+    from ultramem.ops.lookup import backward_kernels
+
+    return backward_kernels.lookup_backward_rows(grad_pooled, table, slots, weights, num_keys, expansion, seed)
 
 
 @_lookup_backward_rows.register_fake
@@ -114,5 +142,6 @@ def _backward_rows(ctx, grad_pooled):
     return grad_table, None, grad_weights, None, None, None
 
 
+_lookup_sparse.register_kernel("cuda", _lookup_on_gpu)
 _lookup_sparse.register_fake(_fake_pooled)
 _lookup_sparse.register_autograd(_backward_rows, setup_context=_setup_context)

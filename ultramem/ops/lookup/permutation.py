@@ -8,17 +8,16 @@ memory, the same on every rank and after every reload.
 import torch
 from torch import Tensor
 
+from ultramem.ops.mixing import MASK, mix_bits
+
 NUM_ROUNDS = 4
-_MASK = 0xFFFFFFFF
 
 
 def round_offsets(num_keys: int, seed: int, device: torch.device | None = None) -> Tensor:
     """What every Feistel round adds for each half: ``(4, n)`` int64 in ``[0, n)``, a 32-bit mixing hash."""
     rounds = torch.arange(1, NUM_ROUNDS + 1, device=device)[:, None] * 0x9E3779B1
-    mixed = (torch.arange(num_keys, device=device)[None] * 0x85EBCA6B + rounds + (seed & _MASK) * 0x27D4EB2F) & _MASK
-    mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & _MASK
-    mixed = ((mixed ^ (mixed >> 12)) * 0x297A2D39) & _MASK
-    return (mixed ^ (mixed >> 15)) % num_keys
+    keys = torch.arange(num_keys, device=device)[None] * 0x85EBCA6B
+    return mix_bits(keys + rounds + (seed & MASK) * 0x27D4EB2F) % num_keys
 
 
 def permute(slots: Tensor, num_keys: int, seed: int) -> Tensor:

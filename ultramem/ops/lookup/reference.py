@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultramem.ops.lookup.permutation import physical_rows
-from ultramem.ops.precision import accumulation_dtype
+
+_SUM = 0  # the number of mode="sum" in the embedding bag's kernels
 
 
 class Bags(NamedTuple):
@@ -104,12 +105,9 @@ def _sum_reads(grad_bags: Tensor, bags: Bags, order: Tensor, first_reads: Tensor
 
 
 def _weight_gradients(grad_bags: Tensor, bags: Bags, table: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of a bag times the row read, for every read: a sampled matrix product."""
-    dtype = accumulation_dtype(table.dtype)  # the sampled product has no narrower kernel
-    rows = table.view(-1, grad_bags.shape[1]).to(dtype)
-    ends = torch.cat([bags.offsets, bags.offsets.new_tensor([bags.indices.numel()])])
-    zeros = torch.zeros(bags.indices.shape, dtype=dtype, device=table.device)
-    reads = torch.sparse_csr_tensor(ends, bags.indices, zeros, (len(grad_bags), len(rows)), check_invariants=False)
-    products = torch.sparse.sampled_addmm(reads, grad_bags.to(dtype), rows.T, beta=0.0).values()
+    """The gradient of a bag times the row read, for every read: what autograd itself calls for an embedding bag."""
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grad_bags, table.view(-1, grad_bags.shape[1]), bags.indices, bags.offsets, bags.readers(), _SUM
+    )
     order_NhK = bags.order[:, None].expand(weights.shape)
     return weights.new_empty(weights.shape).scatter_(-1, order_NhK, products.view(weights.shape).to(weights.dtype))

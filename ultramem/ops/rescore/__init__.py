@@ -6,6 +6,7 @@ UltraMem, section 3.2 (TDQKR, ``S_grid = S_row^T C S_col``) and 3.4 (multi-core 
 import torch
 from torch import Tensor
 
+from ultramem.ops.reference_mode import reference_answers
 from ultramem.ops.rescore import reference
 
 
@@ -41,9 +42,18 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
     return values, slots
 
 
-@torch.library.custom_op("ultramem::rescore", mutates_args=())
+@torch.library.custom_op("ultramem::rescore", mutates_args=(), device_types="cpu")
 def _rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return reference.rescore(scores, indices, cores, num_keys, k)
+
+
+@_rescore.register_kernel("cuda")
+def _(scores, indices, cores, num_keys, k):
+    if reference_answers(scores):
+        return reference.rescore(scores, indices, cores, num_keys, k)
+    from ultramem.ops.rescore import kernels  # Triton need not be there without a GPU.
+
+    return kernels.rescore(scores, indices, cores, num_keys, k)
 
 
 @_rescore.register_fake
@@ -53,9 +63,18 @@ def _(scores, indices, cores, num_keys, k):
     return scores.new_empty(num_tokens, heads, num_cores, k), slots, torch.empty_like(slots)
 
 
-@torch.library.custom_op("ultramem::rescore_backward", mutates_args=())
+@torch.library.custom_op("ultramem::rescore_backward", mutates_args=(), device_types="cpu")
 def _rescore_backward(grad_values: Tensor, positions: Tensor, scores: Tensor, cores: Tensor) -> tuple[Tensor, Tensor]:
     return reference.rescore_backward(grad_values, positions, scores, cores)
+
+
+@_rescore_backward.register_kernel("cuda")
+def _(grad_values, positions, scores, cores):
+    if reference_answers(scores):
+        return reference.rescore_backward(grad_values, positions, scores, cores)
+    from ultramem.ops.rescore import kernels
+
+    return kernels.rescore_backward(grad_values, positions, scores, cores)
 
 
 @_rescore_backward.register_fake

@@ -1,11 +1,13 @@
-"""Row Adam: one AdamW step of the touched rows of a table, in place; other rows and their state stay as they are.
+"""Row Adam: one AdamW step of a table in place, of all rows or of the touched ones, with as little state as wanted.
 
-AdamW is Loshchilov and Hutter, arXiv 1711.05101; to leave untouched rows alone is its "lazy" variant for embeddings.
+AdamW is Loshchilov and Hutter, arXiv 1711.05101; to leave untouched rows alone is its "lazy" variant for embeddings;
+one second moment for many elements is Adafactor's and Adam-mini's saving (arXiv 1804.04235, 2406.16793).
 """
 
 import torch
 from torch import Tensor
 
+from ultramem.ops.reference_mode import reference_answers
 from ultramem.ops.row_adam import reference
 
 
@@ -13,7 +15,7 @@ def row_adam(
     parameter: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     row_gradients: Tensor,
     *,
     step: Tensor,
@@ -22,21 +24,26 @@ def row_adam(
     beta2: float,
     epsilon: float,
     weight_decay: float,
+    seed: int = 0,
 ) -> None:
-    """Step ``parameter[rows]`` with AdamW, and the same rows of both moments.
+    """Step ``parameter[rows]`` with AdamW, and the same rows of both moments; others stay as they are.
+
+    A bfloat16 parameter is rounded stochastically, or small updates would be lost in it; float16 to the nearest.
 
     Args:
         parameter: ``(R, D_v)``, changed in place.
-        exp_avg: ``(R, D_v)``, the first moment, changed in place.
-        exp_avg_sq: ``(R, D_v)``, the second moment, changed in place.
-        rows: ``(U,)`` int64, every row at most once.
+        exp_avg: ``(R, D_v)``, the first moment, changed in place; may be narrower than float32.
+        exp_avg_sq: ``(R, G)``, the second moment, changed in place; G divides D_v. With G = D_v every element has its
+            own; else each of the G equal parts of a row has one, the decayed mean of its squared gradients.
+        rows: ``(U,)`` int64, every row at most once; None for all.
         row_gradients: ``(U, D_v)``.
         step: scalar tensor: the step being taken, counted from 1 (bias correction); a tensor, so that no device waits.
         learning_rate: of this step.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         epsilon: added to the root of the second moment.
-        weight_decay: decoupled; only the touched rows are decayed.
+        weight_decay: decoupled; only the stepped rows are decayed.
+        seed: of the stochastic rounding, which is a function of seed, step and element.
 
     Raises:
         ValueError: shapes do not belong together.
@@ -49,24 +56,28 @@ def row_adam(
         >>> table[6:8, 0]
         tensor([1.0000, 0.9000])
     """
-    if not parameter.shape == exp_avg.shape == exp_avg_sq.shape:
-        shapes = [tuple(tensor.shape) for tensor in (parameter, exp_avg, exp_avg_sq)]
-        raise ValueError(f"parameter, exp_avg and exp_avg_sq must have one shape, not {shapes}")
-    if row_gradients.shape != (rows.shape[0], parameter.shape[1]):
+    num_rows, width = parameter.shape
+    if exp_avg.shape != parameter.shape:
+        shapes = [tuple(tensor.shape) for tensor in (parameter, exp_avg)]
+        raise ValueError(f"parameter and exp_avg must have one shape, not {shapes}")
+    parts = exp_avg_sq.shape[1]
+    if exp_avg_sq.shape[0] != num_rows or parts == 0 or width % parts:
+        raise ValueError(f"exp_avg_sq {tuple(exp_avg_sq.shape)}: it must be (R, G), G a divisor of the width {width}")
+    num_stepped = num_rows if rows is None else rows.shape[0]
+    if row_gradients.shape != (num_stepped, width):
         raise ValueError(
-            f"{rows.shape[0]} rows of a table {tuple(parameter.shape)}: {tuple(row_gradients.shape)} is wrong"
+            f"{num_stepped} rows of a table {tuple(parameter.shape)}: {tuple(row_gradients.shape)} is wrong"
         )
-    _row_adam(
-        parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, learning_rate, beta1, beta2, epsilon, weight_decay
-    )
+    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed)
+    _row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
 
 
-@torch.library.custom_op("ultramem::row_adam", mutates_args=("parameter", "exp_avg", "exp_avg_sq"))
+@torch.library.custom_op("ultramem::row_adam", mutates_args=("parameter", "exp_avg", "exp_avg_sq"), device_types="cpu")
 def _row_adam(
     parameter: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
-    rows: Tensor,
+    rows: Tensor | None,
     row_gradients: Tensor,
     step: Tensor,
     learning_rate: float,
@@ -74,12 +85,21 @@ def _row_adam(
     beta2: float,
     epsilon: float,
     weight_decay: float,
+    seed: int = 0,
 ) -> None:
-    reference.row_adam(
-        parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, learning_rate, beta1, beta2, epsilon, weight_decay
-    )
+    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed)
+    reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
+
+
+@_row_adam.register_kernel("cuda")
+def _(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings):
+    if reference_answers(parameter):
+        return reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
+    from ultramem.ops.row_adam import kernels  # Triton need not be there without a GPU.
+
+    return kernels.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
 
 
 @_row_adam.register_fake
-def _(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, learning_rate, beta1, beta2, epsilon, weight_decay):
+def _(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings):
     return None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ultramem.ops.precision import accumulation_dtype
+from ultramem.ops.reference_mode import reference_answers
 from ultramem.ops.select_keys import reference
 
 
@@ -42,9 +43,18 @@ def select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) -> 
     return _select_keys(query, keys, filter_vectors, k)
 
 
-@torch.library.custom_op("ultramem::select_keys", mutates_args=())
+@torch.library.custom_op("ultramem::select_keys", mutates_args=(), device_types="cpu")
 def _select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return reference.select_keys(query, keys, filter_vectors, k)
+
+
+@_select_keys.register_kernel("cuda")
+def _(query, keys, filter_vectors, k):
+    if reference_answers(query):
+        return reference.select_keys(query, keys, filter_vectors, k)
+    from ultramem.ops.select_keys import kernels  # Triton need not be there without a GPU.
+
+    return kernels.select_keys(query, keys, filter_vectors, k)
 
 
 @_select_keys.register_fake
@@ -57,9 +67,18 @@ def _(query, keys, filter_vectors, k):
     )
 
 
-@torch.library.custom_op("ultramem::select_keys_backward", mutates_args=())
+@torch.library.custom_op("ultramem::select_keys_backward", mutates_args=(), device_types="cpu")
 def _select_keys_backward(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return reference.select_keys_backward(grad_scores, indices, query, keys)
+
+
+@_select_keys_backward.register_kernel("cuda")
+def _(grad_scores, indices, query, keys):
+    if reference_answers(query):
+        return reference.select_keys_backward(grad_scores, indices, query, keys)
+    from ultramem.ops.select_keys import backward_kernels
+
+    return backward_kernels.select_keys_backward(grad_scores, indices, query, keys)
 
 
 @_select_keys_backward.register_fake

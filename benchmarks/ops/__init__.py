@@ -1,0 +1,1 @@
+"""One script an operation: floor, ours, what plain PyTorch does."""

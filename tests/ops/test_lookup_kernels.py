@@ -1,0 +1,139 @@
+"""The Triton kernels of the lookup: on a GPU where there is one, else their logic in Triton's interpreter."""
+
+import pytest
+import torch
+
+from ultramem import ops
+from ultramem.ops.lookup import permutation, reference
+
+kernels = pytest.importorskip("ultramem.ops.lookup.kernels")
+backward_kernels = pytest.importorskip("ultramem.ops.lookup.backward_kernels")
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = pytest.mark.gpu if ON_GPU else []
+
+# tokens, slots a token, logical keys a side, expansion, cores, width
+SIZES = [(7, 5, 10, 4, 2, 12), (1, 1, 6, 9, 1, 5), (0, 3, 4, 1, 1, 8), (3, 40, 14, 4, 3, 21), (4, 6, 12, 16, 4, 192)]
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Memory that a kernel forgot to write holds NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def operands(size, dtype=torch.float32, skewed=False):
+    tokens, k, num_keys, expansion, cores, width = size
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(num_keys**2 // expansion, width, generator=generator).to(DEVICE, dtype)
+    slots = torch.randint(num_keys**2, (tokens, k), generator=generator)
+    if skewed:  # most reads are of one row
+        slots[torch.rand(tokens, k, generator=generator) < 0.8] = 1
+    weights = torch.randn(tokens, cores, k, generator=generator).to(DEVICE)
+    gradient = torch.randn(tokens, expansion, width, generator=generator).to(DEVICE, dtype)
+    return table, slots.to(DEVICE), weights, gradient, (num_keys, expansion, 3)
+
+
+def all_results(forward, backward, table, slots, weights, gradient, placement):
+    """Pooled rows, dense table gradient, weight gradient; and the last two again from the compact form."""
+    pooled = forward(table, slots, weights, *placement)
+    dense, grad_weights = backward.lookup_backward(gradient, table, slots, weights, *placement)
+    rows, compact, grad_weights_again = backward.lookup_backward_rows(gradient, table, slots, weights, *placement)
+    assert torch.equal(rows, rows.unique())
+    spread = torch.zeros_like(table).index_copy_(0, rows, compact)
+    return pooled, dense, grad_weights, spread, grad_weights_again
+
+
+def assert_as_near_as_plain(operands, forward=kernels.lookup):
+    """Nearer to float64 than twice what the reference loses at the same precision."""
+    double = [tensor.double() if tensor.is_floating_point() else tensor for tensor in operands[:4]]
+    exact = all_results(reference.lookup, reference, *double, operands[4])
+    plain = all_results(reference.lookup, reference, *operands)
+    ours = all_results(forward, backward_kernels, *operands)
+    for e, p, o in zip(exact, plain, ours, strict=True):
+        assert o.dtype == p.dtype
+        assert o.shape == p.shape
+        if o.numel():
+            floor = torch.finfo(o.dtype).eps * e.abs().max()
+            assert (o - e).abs().max() <= 2 * (p - e).abs().max() + floor
+
+
+@pytest.mark.parametrize(("num_keys", "expansion"), [(2, 4), (9, 9), (30, 4), (100, 16)])
+@pytest.mark.parametrize("seed", [0, 1, 2**40 + 12345, 0xFFFFFFFF])
+def test_the_permutation_is_the_references(num_keys, expansion, seed):
+    slots = torch.arange(num_keys**2, device=DEVICE)
+    physical, order = backward_kernels.sort_reads(slots, num_keys, expansion, seed)
+    assert torch.equal(physical.long()[order.argsort()], permutation.permute(slots, num_keys, seed))
+
+
+def test_a_single_expansion_is_not_shuffled():
+    physical, order = backward_kernels.sort_reads(torch.arange(25, device=DEVICE), 5, 1, 3)
+    assert torch.equal(physical.long(), order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_forward_and_every_gradient(size, dtype):
+    assert_as_near_as_plain(operands(size, dtype))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_segments_that_cross_many_tiles(monkeypatch):
+    monkeypatch.setattr(backward_kernels, "TILES_A_LOAD", 2)
+    assert_as_near_as_plain(operands((11, 64, 12, 4, 1, 6), skewed=True))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_many_tokens_use_other_tiles(monkeypatch):
+    monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
+    assert_as_near_as_plain(operands((2, 70, 10, 4, 2, 300), torch.bfloat16))
+
+
+def test_two_runs_give_the_same_bits():
+    given = operands((2000 if ON_GPU else 2, 64, 8, 4, 2, 24), skewed=True)
+    first = all_results(kernels.lookup, backward_kernels, *given)
+    for one, two in zip(first, all_results(kernels.lookup, backward_kernels, *given), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.skipif(not ON_GPU, reason="the dispatcher chooses a kernel for CUDA tensors only")
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_operation_uses_them_and_can_be_told_not_to(sparse):
+    table, slots, weights, gradient, (num_keys, expansion, seed) = operands((50, 33, 40, 4, 2, 96))
+    results = []
+    for leaf in (table, table.double()):  # float64 is left to the reference
+        leaf = leaf.clone().requires_grad_()
+        values = weights.to(leaf.dtype).requires_grad_()
+        pooled = ops.lookup(leaf, slots, values, num_keys=num_keys, expansion=expansion, seed=seed, sparse=sparse)
+        pooled.backward(gradient.to(leaf.dtype))
+        results.append((pooled, leaf.grad.to_dense() if sparse else leaf.grad, values.grad))
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours, exact, check_dtype=False, rtol=1e-4, atol=1e-4)
+    with ops.use_reference():
+        pooled = ops.lookup(table, slots, weights, num_keys=num_keys, expansion=expansion, seed=seed)
+    assert torch.equal(pooled, reference.lookup(table, slots, weights, num_keys, expansion, seed))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs gigabytes of memory and a GPU's speed")
+def test_element_offsets_beyond_31_bits_are_right():
+    num_keys, expansion, width = 4200, 4, 512
+    table = torch.zeros(num_keys**2 // expansion, width, dtype=torch.bfloat16, device=DEVICE)
+    assert table.numel() > 2**31
+    slots = torch.randint(num_keys**2, (64, 84), device=DEVICE)
+    rows, groups = ops.physical_rows(slots, num_keys, expansion, 0)
+    late = rows > 2**31 // width
+    assert late.any()
+    table[2**31 // width + 1 :] = 1
+    pooled = kernels.lookup(table, slots, torch.ones(64, 2, 84, device=DEVICE), num_keys, expansion, 0)
+    counts = torch.zeros(64, expansion, device=DEVICE).scatter_add_(1, groups, late.float())
+    assert torch.equal(pooled.float(), counts[:, :, None].expand_as(pooled))
+    gradient = torch.ones_like(pooled)
+    dense, grad_weights = backward_kernels.lookup_backward(
+        gradient, table, slots, torch.ones(64, 2, 84, device=DEVICE), num_keys, expansion, 0
+    )
+    assert torch.equal(dense[:, 0].float(), rows.flatten().bincount(minlength=len(table)).float())
+    assert torch.equal(grad_weights, (late[:, None] * width / 2).expand_as(grad_weights))

@@ -1,0 +1,109 @@
+"""Lookup in Triton: one program pools the rows of a token for a block of columns that lie in one core."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ultramem.ops.lookup import permutation
+from ultramem.ops.mixing_kernels import as_int32, mix_bits
+
+FEW_TOKENS = 1024  # too few for one program a token and 256 bytes to fill a device
+_NUM_ROUNDS = tl.constexpr(permutation.NUM_ROUNDS)
+
+
+def seed_argument(seed: int) -> int:
+    """What the seed adds to every hash of the permutation."""
+    return as_int32(seed * 0x27D4EB2F)
+
+
+@triton.jit
+def physical_slot(slot, seed, NUM_KEYS: tl.constexpr, EXPANSION: tl.constexpr):
+    """``row * E + group`` of int64 logical slots: `permutation.physical_rows` in 32-bit arithmetic."""
+    if EXPANSION > 1:
+        left = (slot // NUM_KEYS).to(tl.uint32)
+        right = (slot % NUM_KEYS).to(tl.uint32)
+        for number in tl.static_range(1, _NUM_ROUNDS + 1):
+            offset = mix_bits(right * 0x85EBCA6B + (number * 0x9E3779B1) % 2**32 + seed.to(tl.uint32)) % NUM_KEYS
+            total = left + offset
+            left = right
+            right = tl.where(total < NUM_KEYS, total, total - NUM_KEYS)
+        slot = left.to(tl.int64) * NUM_KEYS + right
+    return slot
+
+
+@triton.jit
+def _lookup_kernel(
+    table,
+    slots,
+    weights,
+    pooled,
+    seed,
+    NUM_SLOTS: tl.constexpr,
+    NUM_CORES: tl.constexpr,
+    NUM_KEYS: tl.constexpr,
+    EXPANSION: tl.constexpr,
+    WIDTH: tl.constexpr,
+    READS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    CHUNK: tl.constexpr = WIDTH // NUM_CORES
+    BLOCKS: tl.constexpr = (CHUNK + COLUMNS - 1) // COLUMNS
+    program = tl.program_id(0).to(tl.int64)
+    token = program // (NUM_CORES * BLOCKS)
+    core = program // BLOCKS % NUM_CORES
+    in_chunk = program % BLOCKS * COLUMNS + tl.arange(0, COLUMNS)
+    column = core * CHUNK + in_chunk
+
+    totals = ()
+    for _ in tl.static_range(EXPANSION):
+        totals += (tl.zeros((COLUMNS,), tl.float32),)  # type: ignore[assignment]
+    for first in range(0, NUM_SLOTS, READS):
+        read = first + tl.arange(0, READS)
+        slot = tl.load(slots + token * NUM_SLOTS + read, mask=read < NUM_SLOTS, other=0)
+        weight = tl.load(weights + (token * NUM_CORES + core) * NUM_SLOTS + read, mask=read < NUM_SLOTS, other=0)
+        physical = physical_slot(slot, seed, NUM_KEYS, EXPANSION)
+        row = physical // EXPANSION
+        group = physical % EXPANSION
+        mask = (read < NUM_SLOTS)[:, None] & (in_chunk < CHUNK)[None, :]
+        values = tl.load(table + row[:, None] * WIDTH + column[None, :], mask=mask, other=0).to(tl.float32)
+        updated = ()
+        for p in tl.static_range(EXPANSION):
+            weight_p = tl.where(group == p, weight.to(tl.float32), 0)
+            updated += (totals[p] + tl.sum(weight_p[:, None] * values, axis=0),)  # type: ignore[assignment]
+        totals = updated
+
+    for p in tl.static_range(EXPANSION):
+        tl.store(pooled + (token * EXPANSION + p) * WIDTH + column, totals[p], mask=in_chunk < CHUNK)
+
+
+def _tile(num_tokens: int, expansion: int, itemsize: int) -> tuple[int, int]:
+    """Reads and columns of a step, for programs of one warp."""
+    if num_tokens <= FEW_TOKENS:  # narrow programs that load all their rows at once
+        return 128, 64 // itemsize
+    return 32, (256 if expansion <= 4 else 128) // itemsize  # E sums a column need registers
+
+
+def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
+    """See `ultramem.ops.lookup`."""
+    num_tokens, num_cores, num_slots = weights.shape
+    width = table.shape[1]
+    pooled = table.new_empty(num_tokens, expansion, width)
+    reads, columns = _tile(num_tokens, expansion, table.element_size())
+    grid = (num_tokens * num_cores * triton.cdiv(width // num_cores, columns),)
+    if pooled.numel():
+        _lookup_kernel[grid](
+            table.contiguous(),
+            slots.contiguous(),
+            weights.contiguous(),
+            pooled,
+            seed_argument(seed),
+            NUM_SLOTS=num_slots,
+            NUM_CORES=num_cores,
+            NUM_KEYS=num_keys,
+            EXPANSION=expansion,
+            WIDTH=width,
+            READS=reads,
+            COLUMNS=columns,
+            num_warps=1,
+        )
+    return pooled

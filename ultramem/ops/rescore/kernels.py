@@ -1,0 +1,203 @@
+"""Rescoring the candidates' grid on the GPU: the grid of one token and head lives in the registers of one program."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ultramem.ops.top_k_kernels import LOWEST, find_threshold, number_chosen, ordered, pack, sort_through_memory, unpack
+
+
+@triton.jit
+def _rescore_kernel(
+    scores_ptr,  # (N, H, 2, r, c) float32
+    indices_ptr,  # (N, H, 2, c) int64
+    cores_ptr,  # (H, h, r, r)
+    values_ptr,  # (N, H, h, k) float32
+    slots_ptr,  # (N, H, k) int64
+    positions_ptr,  # (N, H, k) int64
+    num_keys,
+    num_candidates,
+    num_cores,
+    k,
+    HEADS: tl.constexpr,
+    RANKS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+):
+    """The k best slots of one token and head."""
+    program = tl.program_id(0).to(tl.int64)
+    row_scores = scores_ptr + program * 2 * RANKS * num_candidates
+    column_scores = row_scores + RANKS * num_candidates
+    cores_ptr += program % HEADS * num_cores * RANKS * RANKS
+    candidates = tl.arange(0, CANDIDATES)
+    real = candidates < num_candidates
+
+    grid = tl.zeros((CANDIDATES, CANDIDATES), dtype=tl.float32)
+    for b in tl.static_range(RANKS):
+        left = tl.zeros((CANDIDATES,), dtype=tl.float32)
+        for a in tl.static_range(RANKS):
+            weight = tl.load(cores_ptr + a * RANKS + b).to(tl.float32)
+            for core in range(1, num_cores):
+                weight += tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32)
+            left += weight * tl.load(row_scores + a * num_candidates + candidates, mask=real, other=0.0)
+        right = tl.load(column_scores + b * num_candidates + candidates, mask=real, other=0.0)
+        grid += left[:, None] * right[None, :]
+
+    on_grid = real[:, None] & real[None, :]
+    integers = ordered(grid)
+    highest = tl.max(tl.where(on_grid, integers, LOWEST), axis=1)
+    # The rows' best are c elements, so that k <= c elements reach the least of them.
+    lowest_of_rows = tl.min(tl.where(real, highest, 0x7FFFFFFF))
+    lowest = tl.where(k <= num_candidates, lowest_of_rows, tl.min(tl.where(on_grid, integers, 0x7FFFFFFF)))
+    above = tl.max(highest).to(tl.int64) + 1
+    integers = tl.reshape(tl.where(on_grid, integers, LOWEST), (CANDIDATES * CANDIDATES,))
+    threshold = find_threshold(integers, k, lowest.to(tl.int64), above)
+    chosen, place = number_chosen(integers, threshold, k)
+
+    cells = tl.arange(0, CANDIDATES * CANDIDATES)
+    positions = cells // CANDIDATES * num_candidates + cells % CANDIDATES
+    positions_row = positions_ptr + program * k
+    packed = sort_through_memory(positions_row, pack(integers, positions), place, chosen, k, K_BLOCK)
+    _, positions = unpack(packed)
+    places = tl.arange(0, K_BLOCK)
+    wanted = places < k
+    tl.store(positions_row + places, positions.to(tl.int64), mask=wanted)
+
+    row = positions // num_candidates
+    column = positions % num_candidates
+    indices_row = indices_ptr + program * 2 * num_candidates
+    row_key = tl.load(indices_row + row, mask=wanted, other=0)
+    column_key = tl.load(indices_row + num_candidates + column, mask=wanted, other=0)
+    tl.store(slots_ptr + program * k + places, row_key * num_keys + column_key, mask=wanted)
+    for core in range(0, num_cores):
+        values = tl.zeros((K_BLOCK,), dtype=tl.float32)
+        for b in tl.static_range(RANKS):
+            chosen_left = tl.zeros((K_BLOCK,), dtype=tl.float32)
+            for a in tl.static_range(RANKS):
+                weight = tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32)
+                chosen_left += weight * tl.load(row_scores + a * num_candidates + row, mask=wanted, other=0.0)
+            values += chosen_left * tl.load(column_scores + b * num_candidates + column, mask=wanted, other=0.0)
+        tl.store(values_ptr + (program * num_cores + core) * k + places, values, mask=wanted)
+
+
+@triton.jit
+def _rescore_backward_kernel(
+    grad_values_ptr,  # (N, H, h, k) float32
+    positions_ptr,  # (N, H, k) int64
+    scores_ptr,  # (N, H, 2, r, c) float32
+    cores_ptr,  # (H, h, r, r)
+    grad_scores_ptr,  # (N, H, 2, r, c) float32
+    grad_cores_ptr,  # (N, H, h, r, r) float32: the token's part
+    num_candidates,
+    num_cores,
+    k,
+    HEADS: tl.constexpr,
+    RANKS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    K_BLOCK: tl.constexpr,
+):
+    """All gradients of one token and head."""
+    program = tl.program_id(0).to(tl.int64)
+    row_scores = scores_ptr + program * 2 * RANKS * num_candidates
+    column_scores = row_scores + RANKS * num_candidates
+    grad_row_scores = grad_scores_ptr + program * 2 * RANKS * num_candidates
+    grad_column_scores = grad_row_scores + RANKS * num_candidates
+    cores_ptr += program % HEADS * num_cores * RANKS * RANKS
+    grad_cores_ptr += program * num_cores * RANKS * RANKS
+    grad_values_ptr += program * num_cores * k
+
+    places = tl.arange(0, K_BLOCK)
+    wanted = places < k
+    positions = tl.load(positions_ptr + program * k + places, mask=wanted, other=0).to(tl.int32)
+    row = positions // num_candidates
+    column = positions % num_candidates
+    candidates = tl.arange(0, CANDIDATES)
+    of_row = (row[:, None] == candidates[None, :]) & wanted[:, None]
+    of_column = (column[:, None] == candidates[None, :]) & wanted[:, None]
+
+    for a in tl.static_range(RANKS):
+        grad_row = tl.zeros((K_BLOCK,), dtype=tl.float32)
+        grad_column = tl.zeros((K_BLOCK,), dtype=tl.float32)
+        for b in tl.static_range(RANKS):
+            row_score = tl.load(row_scores + b * num_candidates + row, mask=wanted, other=0.0)
+            column_score = tl.load(column_scores + b * num_candidates + column, mask=wanted, other=0.0)
+            for core in range(0, num_cores):
+                grad = tl.load(grad_values_ptr + core * k + places, mask=wanted, other=0.0)
+                grad_row += grad * tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32) * column_score
+                grad_column += grad * tl.load(cores_ptr + (core * RANKS + b) * RANKS + a).to(tl.float32) * row_score
+        grad_row = tl.sum(tl.where(of_row, grad_row[:, None], 0.0), axis=0)
+        grad_column = tl.sum(tl.where(of_column, grad_column[:, None], 0.0), axis=0)
+        inside = candidates < num_candidates
+        tl.store(grad_row_scores + a * num_candidates + candidates, grad_row, mask=inside)
+        tl.store(grad_column_scores + a * num_candidates + candidates, grad_column, mask=inside)
+
+    for core in range(0, num_cores):
+        grad = tl.load(grad_values_ptr + core * k + places, mask=wanted, other=0.0)
+        for a in tl.static_range(RANKS):
+            row_score = grad * tl.load(row_scores + a * num_candidates + row, mask=wanted, other=0.0)
+            for b in tl.static_range(RANKS):
+                column_score = tl.load(column_scores + b * num_candidates + column, mask=wanted, other=0.0)
+                tl.store(grad_cores_ptr + (core * RANKS + a) * RANKS + b, tl.sum(row_score * column_score))
+
+
+def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `ultramem.ops.rescore`; also returns the chosen positions ``(N, H, k)`` in the c x c grid."""
+    num_tokens, heads, _, ranks, num_candidates = scores.shape
+    num_cores = cores.shape[1]
+    values = scores.new_empty(num_tokens, heads, num_cores, k)
+    slots = indices.new_empty(num_tokens, heads, k)
+    positions = torch.empty_like(slots)
+    if num_tokens == 0:
+        return values, slots, positions
+    candidates = triton.next_power_of_2(num_candidates)
+    _rescore_kernel[(num_tokens * heads,)](
+        scores.contiguous(),
+        indices.contiguous(),
+        cores.contiguous(),
+        values,
+        slots,
+        positions,
+        num_keys,
+        num_candidates,
+        num_cores,
+        k,
+        HEADS=heads,
+        RANKS=ranks,
+        CANDIDATES=candidates,
+        K_BLOCK=triton.next_power_of_2(k),
+        num_warps=_num_warps(num_tokens, candidates**2),
+    )
+    return values, slots, positions
+
+
+def _num_warps(num_tokens: int, elements: int) -> int:
+    # A warp alone needs no barriers; small batches have too few tokens to hide a warp's latency.
+    return min(8, max(1 if num_tokens > 256 else 4, elements // 1024))
+
+
+def rescore_backward(grad_values: Tensor, positions: Tensor, scores: Tensor, cores: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of the candidates' rank scores and of the cores; every token's part of the latter is summed after."""
+    num_tokens, heads, _, ranks, num_candidates = scores.shape
+    num_cores, k = cores.shape[1], positions.shape[-1]
+    grad_scores = torch.empty_like(scores, memory_format=torch.contiguous_format)
+    grad_cores = scores.new_empty(num_tokens, *cores.shape)
+    if num_tokens > 0:
+        candidates, k_block = triton.next_power_of_2(num_candidates), triton.next_power_of_2(k)
+        _rescore_backward_kernel[(num_tokens * heads,)](
+            grad_values.contiguous(),
+            positions.contiguous(),
+            scores.contiguous(),
+            cores.contiguous(),
+            grad_scores,
+            grad_cores,
+            num_candidates,
+            num_cores,
+            k,
+            HEADS=heads,
+            RANKS=ranks,
+            CANDIDATES=candidates,
+            K_BLOCK=k_block,
+            num_warps=_num_warps(num_tokens, candidates * k_block),
+        )
+    return grad_scores, grad_cores.sum(dim=0).to(cores.dtype)

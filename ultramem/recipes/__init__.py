@@ -1,0 +1,43 @@
+"""Named runs: every recipe is a function that returns a TrainConfig.
+
+`published` holds the sizes of the papers, `ladder` the steps from product keys to UltraMem, `small` equal-compute
+families for a laptop and for one GPU.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from ultramem.recipes import ladder, published, small
+from ultramem.recipes.registry import Recipe
+from ultramem.train.config import TrainConfig
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({**small.RECIPES, **published.RECIPES, **ladder.RECIPES})
+
+
+def get(name: str) -> TrainConfig:
+    """Build the recipe called `name`.
+
+    Raises:
+        ValueError: there is none; the message has the nearest names.
+
+    Example:
+        >>> get("ultramem-151m-x10").model.memory_num_keys
+        1000
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+        hint = f"the nearest are {', '.join(near)}" if near else "`ultramem info` lists all"
+        raise ValueError(f"recipe {name!r} does not exist: {hint}")
+    return replace(RECIPES[name].build(), name=name)
+
+
+def names() -> list[str]:
+    """All recipes' names, families together."""
+    return list(RECIPES)
+
+
+def describe(name: str) -> str:
+    """One sentence on what the recipe is."""
+    return RECIPES[name].description
