@@ -127,9 +127,7 @@ def test_hidden_states_are_the_residual_stream(build, tokens):
 
 
 def test_initial_outputs_have_the_promised_spread(build):
-    model = build(
-        "ultramem", initializer_range=0.02, hidden_size=64, memory_num_keys=64, memory_key_size=32, memory_top_k=16
-    )
+    model = build("ultramem", hidden_size=64, memory_num_keys=64, memory_key_size=32, memory_top_k=16)
     memory = model(torch.randint(61, (8, 64)), output_memory=True).memory
     promised = 1 / math.sqrt(2 * 4)
     for unit in memory:
