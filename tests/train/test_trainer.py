@@ -62,7 +62,7 @@ def test_learns_and_leaves_a_whole_run_folder(unbroken):
 def test_lines_have_what_they_should(unbroken):
     first = losses(unbroken)[0]
     assert first["loss"] == pytest.approx(first["cross_entropy"] + first["auxiliary_loss"])
-    assert first["cross_entropy"] == pytest.approx(math.log(64), abs=0.3)
+    assert first["cross_entropy"] == pytest.approx(math.log(64), abs=1.0)
     assert first["learning_rate"] == 1e-2 / 4
     assert first["table_learning_rate"] == 10 * first["learning_rate"]
     assert first["gradient_norm"] > 0
