@@ -25,13 +25,13 @@ def _cpu(intermediate_size: int) -> TrainConfig:
             max_position_embeddings=256,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3),
-        steps=240,
-        batch_size=16,
+        steps=320,
+        batch_size=8,
         sequence_length=256,
-        evaluate_every_steps=30,
-        evaluate_batches=8,
-        checkpoint_every_steps=60,
-        log_every_steps=2,
+        evaluate_every_steps=40,
+        evaluate_batches=16,
+        checkpoint_every_steps=80,
+        log_every_steps=4,
     )
 
 
