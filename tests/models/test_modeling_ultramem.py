@@ -1,7 +1,9 @@
 import math
+from typing import ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
 from ultramem import MemoryOutput
@@ -162,6 +164,24 @@ def test_gradient_checkpointing_changes_nothing(build, tokens, name):
     expected = gradients(plain, tokens)
     torch.manual_seed(3)
     torch.testing.assert_close(gradients(checkpointed, tokens), expected, rtol=0, atol=0)
+
+
+def test_gradient_checkpointing_retrieves_once(build, tokens):
+    class Calls(TorchDispatchMode):
+        names: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    model = build("ultramem").train()
+    model.gradient_checkpointing_enable()
+    with Calls():
+        model(tokens, labels=tokens).loss.backward()
+    num_units = len(model.config.memory_units)
+    assert Calls.names.count("ultramem::select_keys") == num_units
+    assert Calls.names.count("ultramem::rescore") == num_units
+    assert Calls.names.count("ultramem::lookup") == 2 * num_units, "the lookup is computed again"
 
 
 def test_gradient_checkpointing_keeps_no_memory_activations(build, tokens):

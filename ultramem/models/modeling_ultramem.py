@@ -5,9 +5,11 @@ output is added to x after block k' (UltraMem, arXiv 2411.12364, section 3.1 and
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
@@ -27,6 +29,12 @@ from ultramem.models.attention import Attention
 from ultramem.models.branches import feed_forward, memory_layer, memory_table
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.loss import next_token_loss
+
+# Computed again, a retrieval could meet a tie and choose other rows: checkpointing keeps the first choice.
+_keep_slots = partial(
+    create_selective_checkpoint_contexts,
+    [torch.ops.ultramem.select_keys.default, torch.ops.ultramem.rescore.default],
+)
 
 
 @dataclass
@@ -260,7 +268,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
         if past_key_values is not None and self.config.memory_query_conv_size > 1:
             context = self._update_conv_state(normed, self.unit_blocks[unit][0], past_key_values)
         if self.gradient_checkpointing and self.training:
-            return MemoryOutput(*self._gradient_checkpointing_func(layer.__call__, normed, table, context))
+            return MemoryOutput(*checkpoint(layer, normed, table, context, use_reentrant=False, context_fn=_keep_slots))
         return layer(normed, table, context)
 
     def _update_conv_state(self, normed: Tensor, block: int, past_key_values: Cache) -> Tensor:
