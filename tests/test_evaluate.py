@@ -43,11 +43,9 @@ def task(tmp_path, monkeypatch):
     return file
 
 
-def test_text_is_measured_as_in_training(model_and_tokenizer, prepared, trained):
-    model, _ = model_and_tokenizer
-    model.config.max_position_embeddings, context = 32, model.config.max_position_embeddings
-    measured = evaluate_text(model, prepared, batch_size=4)
-    model.config.max_position_embeddings = context
+def test_text_is_measured_as_in_training(model_and_tokenizer, prepared, trained, monkeypatch):
+    monkeypatch.setattr(model_and_tokenizer[0].config, "max_position_embeddings", 32)
+    measured = evaluate_text(*model_and_tokenizer, prepared, batch_size=4)
 
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "validation_loss" in line][-1]
@@ -57,17 +55,16 @@ def test_text_is_measured_as_in_training(model_and_tokenizer, prepared, trained)
 
 
 def test_the_batch_does_not_matter(model_and_tokenizer, prepared):
-    model, _ = model_and_tokenizer
-    losses = [evaluate_text(model, prepared, batch_size=size)["validation_loss"] for size in (3, 16)]
+    losses = [evaluate_text(*model_and_tokenizer, prepared, batch_size=size)["validation_loss"] for size in (3, 16)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_data_of_another_vocabulary_is_refused(model_and_tokenizer, tmp_path):
+def test_data_of_another_tokenizer_is_refused(model_and_tokenizer, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text("".join(json.dumps({"text": f"A text number {n}, and another. " * 20}) + "\n" for n in range(40)))
-    prepare([str(text)], tmp_path / "data", vocab_size=280, validation_fraction=0.2)
-    with pytest.raises(ValueError, match="vocabulary of 280, the model one of 300"):
-        evaluate_text(model_and_tokenizer[0], tmp_path / "data")
+    prepare([str(text)], tmp_path / "data", vocab_size=300, validation_fraction=0.2)
+    with pytest.raises(ValueError, match="made with another tokenizer"):
+        evaluate_text(*model_and_tokenizer, tmp_path / "data")
 
 
 def test_a_local_task_works_without_a_network(model_and_tokenizer, task):

@@ -40,6 +40,13 @@ def test_runs_are_drawn_beside_their_mean():
     assert len(list(svg.iter("polyline"))) == 3
 
 
+def test_more_lines_than_colours_differ_by_dashes():
+    styles = [
+        line.get("style") for line in draw(*(Series(str(n), [(0, 2.0), (1, n)]) for n in range(10))).iter("polyline")
+    ]
+    assert len(set(styles)) == 10
+
+
 def test_nothing_measured_is_said():
     assert "Nothing" in line_plot([Series("a", [])], x_label="x", y_label="y")
 

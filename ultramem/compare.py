@@ -4,6 +4,7 @@ Every run keeps its own folder under the comparison's, so an interrupted compari
 finished one is only read again.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 from ultramem.accounting import count_active_parameters, count_flops, count_parameters
 from ultramem.train.config import TrainConfig
 from ultramem.train.config_json import config_to_dict, load_config
-from ultramem.train.environment import describe_environment
 from ultramem.train.journal import read_journal
 from ultramem.train.trainer import train
 
@@ -83,7 +83,8 @@ class Comparison:
     tokens: int
     seeds: list[int]
     recipes: list[RecipeResult]
-    environment: dict[str, Any]
+    environments: list[dict[str, Any]]
+    """Versions and machine at each start of the first run."""
 
 
 def compare(configs: Sequence[TrainConfig], *, data: Path, out: Path, seeds: Sequence[int] = (0,)) -> Comparison:
@@ -121,7 +122,7 @@ def compare(configs: Sequence[TrainConfig], *, data: Path, out: Path, seeds: Seq
 def summarise(configs: Sequence[TrainConfig], runs: Mapping[str, list[Run]]) -> Comparison:
     """Put runs of the same tokens side by side, and say where their compute differs too much."""
     results = [_summarise_recipe(config, runs[config.name]) for config in configs]
-    warnings = compute_warnings({result.name: result.flops_per_token for result in results})
+    warnings = compute_warnings(configs)
     return Comparison(
         comparable=not warnings,
         warnings=warnings,
@@ -129,17 +130,18 @@ def summarise(configs: Sequence[TrainConfig], runs: Mapping[str, list[Run]]) -> 
         tokens=configs[0].steps * configs[0].tokens_per_step,
         seeds=[run.seed for run in results[0].runs],
         recipes=results,
-        environment=describe_environment(),
+        environments=json.loads((Path(results[0].runs[0].folder) / "environment.json").read_text()),
     )
 
 
-def compute_warnings(flops: Mapping[str, int]) -> list[str]:
+def compute_warnings(configs: Sequence[TrainConfig]) -> list[str]:
     """Return a sentence for each recipe whose FLOPs a token are more than 5 percent above the cheapest one's.
 
     Example:
-        >>> compute_warnings({"a": 100, "b": 104, "c": 110})
-        ['not comparable: c spends 10.0% more FLOPs a token than a, so their losses are not those of equal compute']
+        >>> compute_warnings([recipes.get("cpu-dense"), recipes.get("cpu-ultramem")])
+        []
     """
+    flops = {config.name: _flops_per_token(config) for config in configs}
     cheapest = min(flops, key=lambda name: flops[name])
     reference = flops[cheapest]
     return [
@@ -188,12 +190,16 @@ def _require_same_tokens(configs: Sequence[TrainConfig]) -> None:
             raise ValueError(f"{field} differs ({differing}): give {flag} so that all see the same tokens")
 
 
+def _flops_per_token(config: TrainConfig) -> int:
+    return count_flops(config.model, config.sequence_length).per_token
+
+
 def _summarise_recipe(config: TrainConfig, runs: list[Run]) -> RecipeResult:
     return RecipeResult(
         name=config.name,
         parameters=count_parameters(config.model).without_embeddings,
         active_parameters=count_active_parameters(config.model).without_embeddings,
-        flops_per_token=count_flops(config.model, config.sequence_length).per_token,
+        flops_per_token=_flops_per_token(config),
         seconds_per_step=Mean.of([run.seconds_per_step for run in runs]),
         tokens_per_second=Mean.of([run.tokens_per_second for run in runs]),
         validation_loss=Mean.of([run.validation[-1].loss for run in runs]),

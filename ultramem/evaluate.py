@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ultramem.data.loader import validation_batches
@@ -15,37 +16,34 @@ from ultramem.train.metrics import validate
 
 
 def evaluate_text(
-    model: UltraMemForCausalLM, data: Path, *, batch_size: int = 16, max_batches: int | None = None
+    model: UltraMemForCausalLM, tokenizer: PreTrainedTokenizerFast, data: Path, *, batch_size: int = 16
 ) -> dict[str, Any]:
-    """Measure a model on the validation split of prepared data, in windows of its whole context.
+    """Measure a model on the whole validation split of prepared data, in windows of the model's context.
 
     Args:
         model: in evaluation mode.
-        data: folder made by `ultramem prepare` with the model's tokenizer.
+        tokenizer: its tokenizer.
+        data: folder made by `ultramem prepare` with the same tokenizer.
         batch_size: windows at a time.
-        max_batches: batches to read; none: the whole split.
 
     Returns:
         What `ultramem.train.metrics.validate` measures: "validation_loss" in nats a token, "perplexity",
         "bits_per_byte", and "memory", the health of each memory.
 
     Raises:
-        ValueError: the data has another vocabulary than the model.
+        ValueError: the data was made with another tokenizer.
 
     Example:
-        >>> evaluate_text(model, Path("data/corpus"))["bits_per_byte"]
+        >>> evaluate_text(model, tokenizer, Path("data/corpus"))["bits_per_byte"]
         1.42
     """
     dataset = TokenDataset.open(data, "validation")
-    if dataset.vocab_size != model.config.vocab_size:
-        raise ValueError(
-            f"{data} has a vocabulary of {dataset.vocab_size}, the model one of {model.config.vocab_size}: "
-            "give data that was prepared with the model's tokenizer"
-        )
+    if Tokenizer.from_file(str(dataset.tokenizer_path)).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"{data} was made with another tokenizer than the model's: prepare it with that one")
     context = min(model.config.max_position_embeddings, dataset.num_tokens - 1)
     return validate(
         model,
-        validation_batches(dataset, context, batch_size, max_batches or dataset.num_tokens),
+        validation_batches(dataset, context, batch_size, num_batches=dataset.num_tokens),
         tokens_per_byte=dataset.num_tokens / dataset.num_bytes,
         autocast=nullcontext,
     )
@@ -96,6 +94,7 @@ def evaluate_tasks(
         HFLM(
             pretrained=model,
             tokenizer=tokenizer,
+            backend="causal",
             batch_size=batch_size,
             max_length=model.config.max_position_embeddings,
         ),

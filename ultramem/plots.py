@@ -70,8 +70,9 @@ def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     label_heights = spread_apart([y_scale(line.points[-1][1]) for line in series], LABEL_GAP)
     for number, (line, label_y) in enumerate(zip(series, label_heights, strict=True)):
         colour = f"var(--series-{number % NUM_COLOURS + 1})"
+        dashes = ";stroke-dasharray:6 3" if number >= NUM_COLOURS else ""
         parts.extend(path(run, f"stroke:{colour};opacity:.3;stroke-width:1") for run in line.runs)
-        parts.append(path(line.points, f"stroke:{colour}"))
+        parts.append(path(line.points, f"stroke:{colour}{dashes}"))
         last_x, last_y = line.points[-1]
         parts.append(
             f'<circle cx="{x_scale(last_x):.1f}" cy="{y_scale(last_y):.1f}" r="3" style="fill:{colour}">'

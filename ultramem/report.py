@@ -1,6 +1,5 @@
 """The comparison as a page to open in a browser and as a table for the terminal."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from ultramem.compare import Comparison, Mean
 from ultramem.plots import NUM_COLOURS, Point, Series, line_plot, short_number
+from ultramem.train.atomic import write_json, write_text
 
 TRAINING_POINTS = 160
 LOSS = "validation loss"
@@ -28,9 +28,9 @@ LEGEND = (
 
 def write(comparison: Comparison, out: Path) -> Path:
     """Write `comparison.json` and `report.html` into the folder `out`; return the page's path."""
-    (out / "comparison.json").write_text(json.dumps(asdict(comparison), indent=1) + "\n")
+    write_json(out / "comparison.json", asdict(comparison))
     page = out / "report.html"
-    page.write_text(render_html(comparison), encoding="utf-8")
+    write_text(page, render_html(comparison))
     return page
 
 

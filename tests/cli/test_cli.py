@@ -1,6 +1,7 @@
 """The program as a whole: help, exit codes, one line for the user's mistake."""
 
 import json
+import math
 import subprocess
 import sys
 from io import StringIO
@@ -8,6 +9,7 @@ from io import StringIO
 import pytest
 
 from ultramem.cli import COMMANDS, main
+from ultramem.plots import nice_ticks
 
 
 def run(capsys, *arguments):
@@ -117,12 +119,18 @@ def test_the_users_mistake_is_one_line(capsys, prepared, trained, tmp_path, argu
     assert [entry.name for entry in tmp_path.iterdir()] == ["note.txt"]
 
 
-def test_our_own_bug_keeps_its_traceback(monkeypatch):
-    def broken(*args, **kwargs):
-        return int("not a number")
+def test_a_bug_in_our_code_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("ultramem.cli.info.list_recipes", lambda: nice_ticks(math.nan, 1.0))
+    with pytest.raises(ValueError, match="NaN"):
+        main(["info"])
 
-    monkeypatch.setattr("ultramem.recipes.names", broken)
-    with pytest.raises(ValueError, match="invalid literal"):
+
+def test_a_bug_outside_our_code_keeps_its_traceback(monkeypatch):
+    def broken():
+        raise ValueError("not for the user")
+
+    monkeypatch.setattr("ultramem.cli.info.list_recipes", broken)
+    with pytest.raises(ValueError, match="not for the user"):
         main(["info"])
 
 

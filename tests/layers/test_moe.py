@@ -46,7 +46,6 @@ def test_equals_a_loop_over_tokens_forward_and_every_gradient(num_experts, num_c
         z_loss_coef=0.2,
         dtype=torch.float64,
     )
-    moe.reset_parameters(std=0.7)
     hidden = torch.randn(2, 7, 6, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn_like(hidden)
 
@@ -58,8 +57,7 @@ def test_equals_a_loop_over_tokens_forward_and_every_gradient(num_experts, num_c
 
     torch.testing.assert_close(output, expected_output)
     torch.testing.assert_close(loss, expected_loss.float())
-    # The auxiliary loss is float32, and so is the last bit of what flows back through it.
-    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(gradients, expected_gradients)
 
 
 def test_no_token_is_dropped_when_all_choose_the_same_expert():
@@ -97,7 +95,7 @@ def test_autocast_routes_in_float32_and_keeps_the_input_dtype():
     high = moe(hidden)
     assert low.hidden_states.dtype == torch.float32
     torch.testing.assert_close(low.auxiliary_loss, high.auxiliary_loss, rtol=0, atol=0)
-    torch.testing.assert_close(low.hidden_states, high.hidden_states, rtol=0.05, atol=2e-5)
+    assert (low.hidden_states - high.hidden_states).norm() < 0.01 * high.hidden_states.norm()
 
 
 def test_grouped_linear_of_half_precision_has_the_error_of_half_precision():
@@ -123,9 +121,7 @@ def test_impossible_choice_is_refused():
 @pytest.mark.parametrize("inner", [64, 60])  # 60: rows that grouped_mm does not take
 def test_gpu_equals_cpu_within_twice_the_error_of_bfloat16(inner):
     torch.manual_seed(0)
-    moe = MoE(64, inner, num_experts=16, num_experts_per_tok=3, num_shared_experts=1)
-    moe.reset_parameters(std=0.1)
-    moe = moe.bfloat16().double()
+    moe = MoE(64, inner, num_experts=16, num_experts_per_tok=3, num_shared_experts=1).bfloat16().double()
     hidden = torch.randn(200, 64).bfloat16().double()
     names = [name for name, _ in moe.named_parameters()]
 

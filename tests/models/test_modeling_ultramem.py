@@ -205,7 +205,7 @@ def test_dropout_acts_in_training_alone(build, tokens):
 
 @pytest.mark.slow
 def test_compiled_in_one_graph_it_is_the_same(build, tokens):
-    model = build("ultramem")
+    model = build("ultramem", num_hidden_layers=2, memory_units=["1:2"])
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(tokens, use_cache=False).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
 

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from ultramem.optim import Constant, Cosine, TableMultiplier, WarmupStableDecay
 
@@ -45,3 +46,13 @@ def test_tables_multiplier_falls_linearly_from_step_zero_to_its_horizon():
     multiplier = TableMultiplier(horizon_steps=4)
     assert [multiplier(step) for step in range(6)] == [10.0, 7.75, 5.5, 3.25, 1.0, 1.0]
     assert TableMultiplier(horizon_steps=0)(0) == 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_torchs_scheduler_takes_them_as_they_are(schedule):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    for step in range(30):
+        assert optimizer.param_groups[0]["lr"] == 0.5 * schedule(step)
+        optimizer.step()
+        scheduler.step()

@@ -50,12 +50,6 @@ def test_only_the_last_ones_are_kept(checkpoints):
     assert len(list(checkpoints.folder.iterdir())) == 2
 
 
-def test_a_step_can_be_saved_again(checkpoints):
-    for value in (1, 2):
-        checkpoints.save(5, state(value))
-    assert loaded(checkpoints, 5)["rate"] == 1.0
-
-
 def test_half_written_and_half_removed_ones_are_not_seen_and_cleaned_away(checkpoints):
     checkpoints.save(10, state(1))
     for stray in ("step-00000020.tmp", "step-00000005.removed.tmp"):

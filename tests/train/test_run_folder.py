@@ -75,9 +75,14 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, dataset):
 
 def test_a_damaged_run_json_is_named(tmp_path, dataset):
     begin(tmp_path, tiny_config(), dataset)
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"run\.json is not JSON"):
-        begin(tmp_path, tiny_config(), dataset)
+    for text, message in (
+        ("{", r"run\.json is not JSON"),
+        ("[]", r"run\.json is not a run's"),
+        ("{}", "name was None"),
+    ):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            begin(tmp_path, tiny_config(), dataset)
 
 
 def test_a_run_may_become_longer_where_the_steps_taken_would_have_been_the_same(data, tmp_path):

@@ -43,6 +43,7 @@ def write_data(folder, seed=0):
         tokenizer_sha256=sha256_of(folder / TOKENIZER_FILE),
         num_empty_documents=0,
         splits=splits,
+        inputs=[],
         settings={},
     )
     header.save(folder)

@@ -90,6 +90,7 @@ def _fail(message: str) -> int:
 
 
 def _raised_by_us(error: Exception) -> bool:
-    """Whether our code raised it: that is a word to the user. A ValueError from deep inside a library is a bug."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1])
+    """Whether a `raise` of ours made it: that is a word to the user. Any other ValueError is a bug of somebody's."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    ours = Path(last.filename).is_relative_to(Path(__file__).parents[1])
+    return ours and (last.line or "").startswith("raise")

@@ -1,5 +1,6 @@
 """`ultramem compare`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ from rich.console import Console
 
 from ultramem import report
 from ultramem.cli.overrides import resolve, run_flags
-from ultramem.compare import compare
+from ultramem.compare import compare, compute_warnings
 
 RunFlags: Any = run_flags(but=("seed",))
 
@@ -39,6 +40,8 @@ def command(
         config: JSON with settings that change all recipes.
     """
     configs = [resolve(recipe, config, flags) for recipe in recipes]
+    for warning in compute_warnings(configs):
+        print(f"warning: {warning}", file=sys.stderr)
     comparison = compare(configs, data=data, out=out, seeds=seeds)
     page = report.write(comparison, out)
     console = Console()

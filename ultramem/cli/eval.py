@@ -43,7 +43,7 @@ def command(
     model, tokenizer = load(run)
     results: dict[str, Any] = {"run": str(run)}
     if data is not None:
-        results["text"] = {"data": str(data), **evaluate_text(model, data, batch_size=batch_size)}
+        results["text"] = {"data": str(data), **evaluate_text(model, tokenizer, data, batch_size=batch_size)}
     if tasks:
         results["tasks"] = evaluate_tasks(
             model, tokenizer, tasks, include_path=include_path, limit=limit, batch_size=batch_size

@@ -2,6 +2,7 @@
 
 A schedule is called with the number of the step about to be taken, counted from 0, and returns what the base learning
 rate is multiplied by. There is no state, so a resumed run has the right learning rate from its first step.
+``torch.optim.lr_scheduler.LambdaLR`` takes schedules as they are.
 """
 
 import math

@@ -1,9 +1,10 @@
 """Families of equal compute: dense, mixture of experts, product keys and UltraMem for a laptop and for one GPU.
 
 Within a family everything is the same but the feed-forward branch and the memory. The forward FLOPs of a token are
-equal within 2 percent, reached so: UltraMem's trunk has a smaller feed-forward inner size than the dense model's;
-product keys share UltraMem's trunk and have wider keys; two active experts are together as wide as the dense inner
-size. The sparse models have about the same number of parameters, about ten times the dense model's.
+equal within 2 percent, reached so: the trunks of product keys and UltraMem have a smaller feed-forward inner size than
+the dense model's; two active experts are together as wide as the dense inner size. The sparse models have about the
+same number of parameters, about ten times the dense model's. `cpu-ultramem` has one head of 32 slots where the paper
+has two of 42, and rows as wide as the hidden size: in a run of minutes this learns fastest (see docs/results.md).
 """
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
@@ -24,14 +25,14 @@ def _cpu(intermediate_size: int) -> TrainConfig:
             num_attention_heads=4,
             max_position_embeddings=256,
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3),
-        steps=240,
-        batch_size=16,
+        optimizer=OptimizerConfig(learning_rate=8e-3, warmup_steps=10),
+        steps=400,
+        batch_size=8,
         sequence_length=256,
-        evaluate_every_steps=30,
-        evaluate_batches=8,
-        checkpoint_every_steps=60,
-        log_every_steps=2,
+        evaluate_every_steps=40,
+        evaluate_batches=16,
+        checkpoint_every_steps=80,
+        log_every_steps=4,
     )
 
 
@@ -67,13 +68,14 @@ def cpu_pkm() -> TrainConfig:
 def cpu_ultramem() -> TrainConfig:
     """UltraMem, three layers, at the compute of cpu-dense."""
     return with_model(
-        _cpu(intermediate_size=320),
+        _cpu(intermediate_size=272),
         memory="ultramem",
         memory_units=["1:2", "3:4", "5:6"],
-        memory_num_keys=256,
-        memory_key_size=32,
-        memory_value_size=64,
-        memory_top_k=16,
+        memory_num_keys=181,
+        memory_key_size=64,
+        memory_value_size=128,
+        memory_num_heads=1,
+        memory_top_k=32,
     )
 
 

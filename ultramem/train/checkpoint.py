@@ -1,11 +1,13 @@
-"""What a checkpoint holds: model, optimizers, the step (which is the position in the data) and the random state."""
+"""What a checkpoint holds: model and optimizers. All else follows from the step, which is the checkpoint's name.
+
+The position in the data, the learning rates and the random numbers are functions of the seed and the step.
+"""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
@@ -18,7 +20,7 @@ __all__ = ["CheckpointError", "Checkpoints", "load_model", "load_state", "save_s
 
 
 def save_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Write everything that the next step depends on.
+    """Write all that the next step depends on beside its number.
 
     Args:
         checkpoints: of the run.
@@ -33,7 +35,7 @@ def save_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers
 
 
 def load_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-    """Bring model, optimizers and random state to where `save_state` saw them.
+    """Bring model and optimizers to where `save_state` saw them.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
@@ -41,17 +43,11 @@ def load_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers
     state = _state(model, optimizers)
     checkpoints.load(step, state)
     set_state_dict(model, list(optimizers), model_state_dict=state["model"], optim_state_dict=state["optimizers"])
-    torch.set_rng_state(state["random"]["cpu"])
-    if "cuda" in state["random"]:
-        torch.cuda.set_rng_state(state["random"]["cuda"])
 
 
 def _state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     model_state, optimizer_state = get_state_dict(model, list(optimizers))
-    random = {"cpu": torch.get_rng_state()}
-    if next(model.parameters()).is_cuda:
-        random["cuda"] = torch.cuda.get_rng_state()
-    return {"model": model_state, "optimizers": optimizer_state, "random": random}
+    return {"model": model_state, "optimizers": optimizer_state}
 
 
 def load_model(path: Path) -> tuple[UltraMemForCausalLM, Path]:

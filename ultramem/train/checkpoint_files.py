@@ -70,18 +70,17 @@ class Checkpoints:
         """Write a checkpoint, then remove the oldest beyond ``keep``.
 
         Args:
-            step: its name.
+            step: its name; it has no checkpoint yet.
             state: nested dictionaries of tensors and plain values.
 
         Raises:
             CheckpointError: the disk is full or not writable; earlier checkpoints are as they were.
         """
         final, temporary = self.path(step), self.folder / f"step-{step:08d}.tmp"
+        assert not final.exists(), final
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write(temporary, state)
-            if final.exists():
-                self._remove(step)
             temporary.rename(final)
             sync_folder(self.folder)
         except OSError as error:  # a full disk, no permission

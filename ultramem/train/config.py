@@ -129,6 +129,7 @@ class TrainConfig:
             micro,
             f"from 1 to batch_size, which is {self.batch_size}",
         )
+        _require(self.seed >= 0, "seed", self.seed, "it cannot be negative")
         _require(self.precision in ("fp32", "bf16"), "precision", self.precision, "choose fp32 or bf16")
         positions = self.model.max_position_embeddings
         _require(

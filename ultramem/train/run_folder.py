@@ -34,9 +34,8 @@ class RunFolder:
     """Names of a run's files.
 
     ``run.json`` the TrainConfig; ``config.json`` the model's, as transformers reads it; ``environment.json`` the
-    versions at each start; ``data.json`` what the
-    data is; ``tokenizer.json``; ``metrics.jsonl``;
-    ``checkpoints/``; ``tensorboard/``; ``summary.json`` once the run is finished.
+    versions at each start; ``data.json`` what the data is; ``tokenizer.json``; ``metrics.jsonl``; ``checkpoints/``;
+    ``tensorboard/``; ``summary.json`` once the run is finished.
     """
 
     def __init__(self, path: Path):
@@ -97,7 +96,8 @@ def _alone_in(path: Path) -> Iterator[None]:
 def _check_same_run(run: RunFolder, config: TrainConfig, data: TokenDataset) -> None:
     recorded = _read(run.config)
     current = json.loads(json.dumps(config_to_dict(config)))
-    free = FREE_FIELDS | ({"steps"} if _same_rates_so_far(run, recorded["steps"], config) else set())
+    may_change_length = _same_rates_so_far(run, recorded.get("steps", config.steps), config)
+    free = FREE_FIELDS | ({"steps"} if may_change_length else set())
     differences = _differences(recorded, current, free)
     if differences:
         raise ValueError(
@@ -111,17 +111,20 @@ def _check_same_run(run: RunFolder, config: TrainConfig, data: TokenDataset) -> 
 
 
 def _identity(data: TokenDataset) -> dict[str, Any]:
-    """What two copies of the same prepared data agree on, checksums included."""
+    """What two copies of the same prepared data agree on, checksums included, wherever they were made of what."""
+    names = ("dtype", "vocab_size", "separator", "separator_id", "tokenizer_sha256", "splits")
     header = dataclasses.asdict(data.header)
-    del header["settings"]  # say how it was made, not what it is
-    return header
+    return {name: header[name] for name in names}
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): choose another folder, or repair it") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a run's record: choose another folder")
+    return values
 
 
 def _differences(

@@ -21,7 +21,7 @@ from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
 from ultramem.train.atomic import write_json
 from ultramem.train.checkpoint import Checkpoints, load_state, save_state
 from ultramem.train.config import TrainConfig
-from ultramem.train.determinism import deterministic_algorithms
+from ultramem.train.determinism import deterministic_algorithms, seed_step
 from ultramem.train.display import Display, show_summary
 from ultramem.train.interruption import StopRequest
 from ultramem.train.journal import Journal, read_journal
@@ -34,7 +34,9 @@ class TrainingError(ValueError):
     """Training cannot go on; the message says where it stopped, why, and what to do."""
 
 
-def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | str | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, data: str | Path, out: str | Path, *, device: torch.device | str | None = None
+) -> dict[str, Any]:
     """Train a model, or go on where the same call was interrupted.
 
     SIGTERM and SIGINT end the run after the step under way, with a checkpoint. The same arguments give the same
@@ -56,10 +58,11 @@ def train(config: TrainConfig, data: Path, out: Path, *, device: torch.device | 
         TrainingError: the loss or the gradient is not finite, or the disk fails.
 
     Example:
-        >>> summary = train(recipes.get("ultramem-tiny"), Path("data/x"), Path("runs/a"))
+        >>> summary = train(recipes.get("cpu-ultramem"), "data/x", "runs/a")
         >>> summary["status"], summary["final_validation_loss"]
         ('finished', 3.21)
     """
+    out = Path(out)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
     config = replace(config, model=_model_for(training, config.model))
@@ -181,6 +184,7 @@ class Trainer:
             TrainingError: the loss or the gradient is not finite; the weights are as they were before the step.
         """
         self._set_learning_rates()
+        seed_step(self.config.seed, self.step)
         # All windows are of one length, so a micro-batch's share of the sequences is its share of the tokens.
         windows = self.loader.batch(self.step)
         losses = torch.zeros(3, device=self.device)

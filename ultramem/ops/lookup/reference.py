@@ -25,9 +25,9 @@ class Bags(NamedTuple):
     order: Tensor  # (N, K) the slots of a token, sorted by group
 
     def readers(self) -> Tensor:
-        """The bag of every read. Bags may be empty, so several can begin at one read: the last of them owns it."""
-        reads = torch.arange(self.indices.numel(), device=self.indices.device)
-        return torch.searchsorted(self.offsets, reads, right=True) - 1
+        """The bag of every read."""
+        sizes = self.offsets.diff(append=self.offsets.new_tensor([self.indices.numel()]))
+        return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
 
 
 def make_bags(slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Bags:

@@ -17,14 +17,20 @@ def rank_scores(query: Tensor, keys: Tensor) -> Tensor:
     return query_HSRNd @ keys_HSRdn
 
 
+def filter_scores(query: Tensor, keys: Tensor, filter_vectors: Tensor) -> Tensor:
+    """The rank scores weighted and summed, ``(H, 2, N, n)``: one product of width r * d with a scaled query."""
+    dtype = accumulation_dtype(query.dtype)
+    scaled_NHSRd = query.to(dtype) * filter_vectors.to(dtype)[..., None]
+    return scaled_NHSRd.flatten(-2).permute(1, 2, 0, 3) @ keys.to(dtype).flatten(-2).mT
+
+
 @without_autocast
 def select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See `ultramem.ops.select_keys`."""
-    scores_HSRNn = rank_scores(query, keys)
-    filter_HSRNn = (filter_vectors.to(scores_HSRNn.dtype)[..., None, None] * scores_HSRNn).sum(dim=2)
-    _, indices_HSNk = top_k(filter_HSRNn, k)
+    _, indices_HSNk = top_k(filter_scores(query, keys, filter_vectors), k)
     ranks = keys.shape[3]
-    scores_HSRNk = scores_HSRNn.gather(-1, indices_HSNk[:, :, None].expand(-1, -1, ranks, -1, -1))
+    every_rank = indices_HSNk[:, :, None].expand(-1, -1, ranks, -1, -1)
+    scores_HSRNk = rank_scores(query, keys).gather(-1, every_rank)
     return scores_HSRNk.permute(3, 0, 1, 2, 4).contiguous(), indices_HSNk.permute(2, 0, 1, 3).contiguous()
 
 
