@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 600, 360
 LEFT, RIGHT, TOP, BOTTOM = 50, 170, 32, 48
 LABEL_GAP = 17
 NUM_COLOURS = 8
-WARM_UP_SHARE = 0.1
+WARM_UP_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Series:
 def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     """Draw `series` as one `<svg>` element, each line labelled at its end.
 
-    The x axis begins at 0. The y axis leaves out what only the first tenth of it reaches: a loss falls from
+    The x axis begins at 0. The y axis leaves out what only the first fifth of it reaches: a loss falls from
     log(vocabulary) in a few steps, and that fall would flatten the differences that the plot is for.
 
     Example:
@@ -41,8 +41,9 @@ def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     series = [line for line in series if line.points]
     if not series:
         return '<p class="empty">Nothing was measured yet.</p>'
-    x_ticks, y_ticks = _axes(series)
-    x_scale = _scale(x_ticks[0], x_ticks[-1], LEFT, WIDTH - RIGHT)
+    x_end, y_ticks = _axes(series)
+    x_ticks = [tick for tick in nice_ticks(0, x_end) if tick <= x_end]
+    x_scale = _scale(0, x_end, LEFT, WIDTH - RIGHT)
     y_scale = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
 
     clip = "clip-" + "-".join(f"{y_label} {x_label}".split())
@@ -124,11 +125,11 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [tick * step for tick in range(first, max(last, first + 1) + 1)]
 
 
-def _axes(series: Sequence[Series]) -> tuple[list[float], list[float]]:
-    x_values = [x for line in series for x, _ in line.points]
-    settled = WARM_UP_SHARE * max(x_values)
-    y_values = [y for line in series for x, y in line.points if x >= settled]
-    return nice_ticks(0, max(x_values)), nice_ticks(min(y_values), max(y_values))
+def _axes(series: Sequence[Series]) -> tuple[float, list[float]]:
+    """Where the x axis ends and what the y axis shows."""
+    x_end = max(x for line in series for x, _ in line.points)
+    y_values = [y for line in series for x, y in line.points if x >= WARM_UP_SHARE * x_end]
+    return x_end, nice_ticks(min(y_values), max(y_values))
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

@@ -16,7 +16,7 @@ from ultramem.compare import Comparison, Mean
 from ultramem.plots import NUM_COLOURS, Point, Series, line_plot, short_number
 from ultramem.train.atomic import write_json, write_text
 
-TRAINING_POINTS = 160
+TRAINING_POINTS = 40
 LOSS = "validation loss"
 IN_TERMINAL = ("parameters", "active", "FLOPs/token", "ms/step", LOSS, "bits/byte")
 LEGEND = (

@@ -13,5 +13,5 @@ def tiny_settings(tmp_path_factory):
     model = {name: value for name, value in config["model"].items() if name not in ("ffn", "memory", "memory_units")}
     own = {name: value for name, value in config.items() if name not in ("name", "model", "optimizer", "seed")}
     file = tmp_path_factory.mktemp("settings") / "tiny.json"
-    file.write_text(json.dumps({**own, "model": {**model, "memory_softmax": True}}))
+    file.write_text(json.dumps({**own, "optimizer": {"warmup_steps": None}, "model": model}))
     return file

@@ -24,9 +24,9 @@ def test_nothing_given_changes_nothing():
 
 
 def test_flags_win_over_the_file_which_wins_over_the_recipe(settings):
-    file = settings({"steps": 7, "seed": 3, "optimizer": {"floor": 0.5}, "model": {"memory_top_k": 5}})
-    config = resolve("cpu-ultramem", file, {"steps": 9, "optimizer": {"learning_rate": 1.0}})
-    assert (config.steps, config.seed) == (9, 3)
+    file = settings({"steps": 70, "seed": 3, "optimizer": {"floor": 0.5}, "model": {"memory_top_k": 5}})
+    config = resolve("cpu-ultramem", file, {"steps": 90, "optimizer": {"learning_rate": 1.0}})
+    assert (config.steps, config.seed) == (90, 3)
     assert (config.optimizer.learning_rate, config.optimizer.floor) == (1.0, 0.5)
     assert config.model.memory_top_k == 5
     assert config.batch_size == recipes.get("cpu-ultramem").batch_size

@@ -35,7 +35,7 @@ def with_model(config: TrainConfig, **changes: Any) -> TrainConfig:
     """Copy a run with other model fields.
 
     Example:
-        >>> with_model(dense_151m(), ffn="swiglu").model.ffn
+        >>> with_model(recipes.get("dense-151m"), ffn="swiglu").model.ffn
         'swiglu'
     """
     return replace(config, model=UltraMemConfig(**(given_fields(config.model) | changes)))

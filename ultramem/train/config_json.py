@@ -70,7 +70,8 @@ def config_from_dict(values: dict[str, Any]) -> TrainConfig:
     try:
         return converter.structure(values, TrainConfig)
     except cattrs.BaseValidationError as error:
-        raise ValueError("; ".join(cattrs.transform_error(error, "run", _describe))) from error
+        problems = (problem.removesuffix(" @ run") for problem in cattrs.transform_error(error, "run", _describe))
+        raise ValueError("; ".join(problems)) from error
 
 
 def _exactly(value: Any, kind: type) -> Any:
