@@ -39,5 +39,9 @@ check: install ## format, lint, types, import contracts
 bench: install ## measure the reference operations on this CPU
 	$(BIN)/python -m benchmarks.cpu
 
+bench-gpu: install ## measure the kernels on this GPU
+	$(BIN)/python -m benchmarks.ops.retrieval
+	$(BIN)/python -m benchmarks.ops.lookup
+
 clean: ## remove what the commands made, but no run and no data
 	rm -rf $(VENV) build dist *.egg-info

@@ -50,11 +50,17 @@ def write(rows: Sequence[dict[str, Any]], name: str, folder: Path = RESULTS) -> 
     return path
 
 
+def _cell(value: Any) -> str:
+    if value is None:  # not measured
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def show(rows: Sequence[dict[str, Any]], title: str = "") -> None:
     """The rows as a table, numbers to four digits."""
     table = Table(title=title)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        table.add_row(*(_cell(value) for value in row.values()))
     Console(width=None if Console().is_terminal else 200).print(table)

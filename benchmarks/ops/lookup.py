@@ -1,21 +1,21 @@
 """The lookup on a GPU, forward, backward and with the row optimizer, against its floor and PyTorch's own operations.
 
-python -m benchmarks.ops.lookup
+``python -m benchmarks.ops.lookup``. The floor is the bytes at the speed of a device copy in the same run; times are
+microseconds.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-import triton
 from torch import Tensor
 
-from benchmarks.record import write
+from benchmarks.ops.timing import copy_speed, microseconds, microseconds_in_graph, num_bytes, ratios
+from benchmarks.record import show, write
 from ultramem import ops
 
 SLOTS, EXPANSION, CORES = 84, 4, 2
-BYTES = 2  # bfloat16
 ADAM = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.0}
 
 
@@ -38,30 +38,6 @@ FORWARD = [
     Size(2048, 1024, 32768),
 ]
 BACKWARD = [Size(2048, 256, 8192), Size(2048, 256, 32768), Size(2048, 256, 32768, "zipf"), Size(8192, 192, 32768)]
-
-
-def milliseconds(function: Callable[[], object]) -> float:
-    """Median over cold-cache runs."""
-    return triton.testing.do_bench(function, warmup=20, rep=100, return_mode="median")
-
-
-def milliseconds_of_graph(functions: list[Callable[[], object]]) -> float:
-    """One of many short calls, replayed in a CUDA graph so that no launch gap counts; their inputs exceed the cache."""
-    for function in functions[:2]:
-        function()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for function in functions:
-            function()
-    return triton.testing.do_bench(graph.replay, warmup=20, rep=100, return_mode="median") / len(functions)
-
-
-def copy_bandwidth() -> float:
-    """Bytes a millisecond that a device copy reads and writes: what every floor below is measured in."""
-    source = torch.randn(2**29, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() * source.element_size() / milliseconds(lambda: target.copy_(source))
 
 
 def draw_slots(size: Size) -> Tensor:
@@ -99,98 +75,93 @@ def bag(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int) -> Tensor:
     return F.embedding_bag(slots // EXPANSION, table, mode="sum", per_sample_weights=weights[:, 0].to(table.dtype))
 
 
-def forward_row(size: Size, bandwidth: float) -> dict[str, object]:
-    """Milliseconds of a forward pass."""
+def forward_row(size: Size, copy: float) -> dict[str, Any]:
+    """A forward pass; of few tokens, one of many whose rows exceed the L2 cache, without the launches' time."""
     table, slots, weights = operands(size)
-    moved = size.tokens * (SLOTS * (size.width * BYTES + 8 + 4 * CORES) + EXPANSION * size.width * BYTES)
-    if size.tokens <= 1024:
-        drawn = [operands(size)[1:] if i == 0 else (draw_slots(size), weights) for i in range(24)]
+    pooled = lookup(table, slots, weights, size.num_keys)
+    floor = (size.tokens * SLOTS * size.width * table.element_size() + num_bytes(slots, weights, pooled)) / copy
+    drawn = [draw_slots(size) for _ in range(24)] if size.tokens <= 1024 else []
 
-        def measure(function: Callable[..., Tensor]) -> float:
-            return milliseconds_of_graph([lambda d=d: function(table, *d, size.num_keys) for d in drawn])  # type: ignore[misc]
-    else:
-
-        def measure(function: Callable[..., Tensor]) -> float:
-            return milliseconds(lambda: function(table, slots, weights, size.num_keys))
+    def measure(function: Callable[..., Tensor]) -> float:
+        if drawn:
+            calls = lambda: [function(table, some, weights, size.num_keys) for some in drawn]  # noqa: E731
+            return microseconds_in_graph(calls, len(drawn))
+        return microseconds(lambda: function(table, slots, weights, size.num_keys))
 
     with torch.no_grad():
-        times = {
-            "ours_ms": measure(lookup),
-            "embedding_bag_ms": measure(bag),
-            "gather_einsum_ms": measure(gather_and_einsum),
-        }
-    return row("lookup forward", size, moved / bandwidth, times)
+        ours = measure(lookup)
+        peers = {"embedding_bag": measure(bag), "gather_einsum": measure(gather_and_einsum)}
+    return row(size, floor, {"ours": ours}, peers)
 
 
-def backward_row(size: Size, bandwidth: float) -> dict[str, object]:
-    """Milliseconds of a backward pass, dense gradient (ours also as touched rows)."""
+def backward_row(size: Size, copy: float) -> dict[str, Any]:
+    """A backward pass to a dense gradient, ours also to touched rows.
+
+    PyTorch's embedding bag has no gradient of its weights in bfloat16: it is measured in float32.
+    """
     table, slots, weights = operands(size)
-    table.requires_grad_()
-    weights.requires_grad_()
     touched = ops.physical_rows(slots, size.num_keys, EXPANSION, 0)[0].unique().numel()
-    grad_reads = size.tokens * EXPANSION * size.width * BYTES
-    moved = grad_reads + touched * size.width * BYTES + table.numel() * BYTES + slots.numel() * (8 + 8 * CORES)
+    pooled_gradient = torch.randn(size.tokens, EXPANSION, size.width, device="cuda", dtype=table.dtype)
+    rows_read = touched * size.width * table.element_size()
+    floor = (num_bytes(pooled_gradient, slots, weights, weights, table) + rows_read) / copy
 
-    def measure(function: Callable[..., Tensor], **settings: bool) -> float:
-        pooled = function(table, slots, weights, size.num_keys, **settings)
-        gradient = torch.randn_like(pooled)
-        return milliseconds(lambda: torch.autograd.grad(pooled, (table, weights), gradient, retain_graph=True))
+    def measure(function: Callable[..., Tensor], table: Tensor = table, **settings: bool) -> float:
+        leaves = table.requires_grad_(), weights.requires_grad_()
+        pooled = function(*leaves[:1], slots, weights, size.num_keys, **settings)
+        gradient = pooled_gradient[:, 0].to(pooled.dtype) if pooled.ndim == 2 else pooled_gradient
+        return microseconds(lambda: torch.autograd.grad(pooled, leaves, gradient, retain_graph=True))
 
-    times = {
-        "ours_ms": measure(lookup),
-        "ours_rows_ms": measure(lookup, sparse=True),
-        "embedding_bag_ms": measure(bag),
-        "gather_einsum_ms": measure(gather_and_einsum),
-    }
-    return row("lookup backward", size, moved / bandwidth, times)
+    ours = {"ours": measure(lookup), "ours_rows": measure(lookup, sparse=True)}
+    peers = {"gather_einsum": measure(gather_and_einsum)}
+    table = table.detach().float()
+    peers["embedding_bag_float32"] = measure(bag, table)
+    return row(size, floor, ours, peers)
 
 
-def optimizer_row(size: Size, bandwidth: float) -> dict[str, object]:
-    """Milliseconds of an optimizer step of the whole table: full state, one second moment a row, PyTorch's fused."""
+def optimizer_row(size: Size, copy: float) -> dict[str, Any]:
+    """A step of the whole bfloat16 table: with the small state, with the full one, and PyTorch's fused in float32."""
     table, _, _ = operands(size)
     gradient, step = torch.randn_like(table), torch.tensor(1.0, device="cuda")
-    moment, square = torch.zeros_like(table), torch.zeros(table.shape, device="cuda")
 
-    def measure(exp_avg_sq: Tensor) -> float:
-        return milliseconds(lambda: ops.row_adam(table, moment, exp_avg_sq, None, gradient, step=step, **ADAM))
+    def measure(first: Tensor, second: Tensor) -> float:
+        return microseconds(lambda: ops.row_adam(table, first, second, None, gradient, step=step, **ADAM))
 
-    times = {"ours_full_ms": measure(square), "ours_ms": measure(torch.zeros(len(table), 1, device="cuda"))}
-    del square
+    wide = torch.zeros(table.shape, device="cuda")
+    ours = {
+        "ours": measure(torch.zeros_like(table), torch.zeros(len(table), 1, device="cuda")),
+        "ours_full": measure(wide, wide.clone()),
+    }
     single = torch.nn.Parameter(table.float())
     single.grad = gradient.float()
     adam = torch.optim.AdamW([single], fused=True)
-    times["adamw_float32_ms"] = milliseconds(adam.step)
-    return row("table optimizer", size, table.numel() * 5 * BYTES / bandwidth, times)
+    return row(size, 5 * num_bytes(table) / copy, ours, {"adamw_float32": microseconds(adam.step)})
 
 
-def row(what: str, size: Size, floor: float, times: dict[str, float]) -> dict[str, object]:
-    """One line of the table: times, and the ratio of the floor and of each peer to ours."""
-    ratios = {name.replace("_ms", "_ratio"): round(time / times["ours_ms"], 2) for name, time in times.items()}
-    ratios.pop("ours_ratio")
-    rounded = {name: round(time, 4) for name, time in times.items()}
-    share = {"share_of_floor": round(floor / times["ours_ms"], 3)}
-    return {"what": what, "size": str(size), "floor_ms": round(floor, 4)} | rounded | share | ratios
+def row(size: Size, floor: float, ours: dict[str, float], peers: dict[str, float]) -> dict[str, Any]:
+    """One line of the table; ratios are of the first of ours."""
+    times = {"floor": floor} | ours | peers
+    return (
+        {"size": str(size)}
+        | {f"{name}_us": time for name, time in times.items()}
+        | ratios(ours["ours"], floor, dict(peers))
+    )
 
 
 def main() -> None:
-    """Measures, prints a line for every size and keeps the rows."""
-    bandwidth = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}: copies {bandwidth / 1e9:.2f} TB/s read and written")
-    for benchmark, sizes, measure in (
-        ("lookup_forward", FORWARD, forward_row),
+    """Measures, prints tables and keeps the rows."""
+    copy = copy_speed()
+    print(f"{torch.cuda.get_device_name()}: copies {copy / 1e6:.2f} TB/s read and written")
+    for name, sizes, measure in (
+        ("lookup", FORWARD, forward_row),
         ("lookup_backward", BACKWARD, backward_row),
         ("row_adam", BACKWARD[1:2], optimizer_row),
     ):
         rows = []
         for size in sizes:
-            rows.append(measure(size, bandwidth))
-            print(
-                "  ".join(
-                    str(value) if key in ("what", "size") else f"{key} {value}" for key, value in rows[-1].items()
-                )
-            )
+            rows.append(measure(size, copy))
             torch.cuda.empty_cache()
-        write(rows, benchmark)
+        show(rows, title=name.replace("_", " "))
+        print(f"kept in {write(rows, name)}")
 
 
 if __name__ == "__main__":

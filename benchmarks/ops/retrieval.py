@@ -1,20 +1,17 @@
-"""What retrieval costs on a GPU, step by step: ``python -m benchmarks.ops.retrieval``.
+"""What retrieval costs on a GPU, whole and step by step: ``python -m benchmarks.ops.retrieval``.
 
-Times are medians of replays of a CUDA graph, so launches cost nothing and small inputs stay in the L2 cache. The
-floor is the larger of the products at the speed of a large matrix product and the bytes at the speed of a device copy,
-both measured in the same run.
+The floor is the larger of the products at the speed of a large matrix product and the bytes at the speed of a device
+copy, both measured in the same run. Times are microseconds.
 """
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton.testing import do_bench_cudagraph
 
-from benchmarks import record
+from benchmarks.ops.timing import copy_speed, microseconds, microseconds_in_graph, num_bytes, product_speed, ratios
+from benchmarks.record import show, write
 from ultramem import ops
 from ultramem.ops.rescore import kernels as rescore_kernels
 from ultramem.ops.select_keys import backward_kernels as select_backward
@@ -32,10 +29,8 @@ class Case(NamedTuple):
     top_k: int = 32
     cores: int = 2
 
-    @property
-    def name(self) -> str:
-        """As in the table."""
-        return f"H{self.heads} n{self.keys} r{self.ranks} d{self.width} m{self.top_k}"
+    def __str__(self) -> str:
+        return f"H{self.heads} n{self.keys} r{self.ranks} d{self.width} m{self.top_k}, {self.tokens} tokens"
 
 
 CASES = [
@@ -45,6 +40,8 @@ CASES = [
     Case(32768, heads=1, keys=1138, width=96),
     Case(32768, heads=1, keys=2048, width=96, top_k=42),
 ]
+COMPILED = (Case(64), Case(8192))  # every compilation of the peer takes seconds
+BACKWARD = [Case(8192), Case(32768), Case(32768, heads=1, keys=1138, width=96)]
 
 
 class Inputs(NamedTuple):
@@ -57,17 +54,18 @@ class Inputs(NamedTuple):
 
 
 def make(case: Case) -> Inputs:
+    """The inputs; scores have unit variance."""
     generator = torch.Generator("cuda").manual_seed(0)
 
-    def normal(*shape, dtype=torch.bfloat16):
-        return torch.randn(*shape, device="cuda", generator=generator).to(dtype)
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device="cuda", generator=generator)
 
     scale = (case.width * case.ranks) ** -0.5
     return Inputs(
-        normal(case.tokens, 1, 2, case.ranks, case.width),
-        normal(case.heads, 2, case.keys, case.ranks, case.width) * scale,
-        normal(case.heads, 2, case.ranks, dtype=torch.float32).abs(),
-        normal(case.heads, case.cores, case.ranks, case.ranks, dtype=torch.float32).abs(),
+        normal(case.tokens, 1, 2, case.ranks, case.width).bfloat16(),
+        (normal(case.heads, 2, case.keys, case.ranks, case.width) * scale).bfloat16(),
+        normal(case.heads, 2, case.ranks).abs(),
+        normal(case.heads, case.cores, case.ranks, case.ranks).abs(),
     )
 
 
@@ -83,126 +81,79 @@ def plain(query: Tensor, keys: Tensor, filters: Tensor, cores: Tensor, k: int) -
     return grids.gather(3, positions[:, :, None].expand(-1, -1, grids.shape[2], -1)), slots
 
 
-def measure(function: Callable[[], object], milliseconds: int = 60) -> float:
-    """Microseconds."""
-    return do_bench_cudagraph(function, rep=milliseconds, return_mode="median") * 1e3
-
-
-class Ceilings(NamedTuple):
-    """What this GPU does at best."""
-
-    flops: float
-    bytes: float
-
-    @classmethod
-    def measured(cls) -> "Ceilings":
-        """By a large matrix product and a large copy."""
-        left, right = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.bfloat16).unbind()
-        source = torch.empty(2**30, device="cuda", dtype=torch.uint8).random_()
-        target = torch.empty_like(source)
-        return cls(
-            2 * 8192**3 / measure(lambda: left @ right) * 1e6, 2 * 2**30 / measure(lambda: target.copy_(source)) * 1e6
-        )
-
-    def floor(self, flops: float, num_bytes: float) -> float:
-        """Microseconds."""
-        return max(flops / self.flops, num_bytes / self.bytes) * 1e6
-
-
-def num_bytes(*tensors: Tensor) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def steps(case: Case, ceilings: Ceilings, *, compiled: bool) -> list[dict]:
+def forward_row(case: Case, product: float, copy: float) -> dict[str, Any]:
+    """Retrieval, its three kernels for as many tokens as they take at once, and what others do."""
     query, keys, filters, cores = inputs = make(case)
     k = case.top_k
-    products = 2.0 * case.tokens * keys.numel()
 
-    def whole():
+    def ours() -> object:
         scores, indices = ops.select_keys(query, keys, filters, k)
         return ops.rescore(scores, indices, cores, case.keys, k)
 
-    scores, indices = select.select_keys(query, keys, filters, k)
-    values, slots, positions = rescore_kernels.rescore(scores, indices, cores, case.keys, k)
-    rescored = num_bytes(scores, indices, values, slots, positions)
-    grad_scores, grad_values = torch.randn_like(scores), torch.randn_like(values)
-    chosen_bytes = indices.numel() * case.ranks * case.width * 2
-    small = case.tokens <= 8192
-    limit = select.WORKSPACE_BYTES // (case.heads * 2 * case.keys * 4)
-    part = query[:limit]
+    scores, indices = ops.select_keys(query, keys, filters, k)
+    part = query[:8192]
     filter_scores, maxima = select._filter(part, keys, filters)
-
-    def one(step: str, function: Callable[[], object], floor: float) -> dict:
-        time = measure(function)
-        return dict(size=case.name, tokens=case.tokens, step=step, us=time, floor_us=floor, ratio=time / floor)
-
-    key_floor = ceilings.floor(products, num_bytes(query, keys, scores, indices))
-    rows = [
-        one("retrieval", whole, key_floor),
-        one("select_keys", lambda: select.select_keys(query, keys, filters, k), key_floor),
-        one(
-            f"  filter, {len(part)} tokens",
-            lambda: select._filter(part, keys, filters),
-            ceilings.floor(products * len(part) / case.tokens, num_bytes(part, keys, filter_scores, maxima)),
+    selected = scores[:8192], indices[:8192]
+    floor = max(2.0 * case.tokens * keys.numel() / product, num_bytes(query, keys, scores, indices) / copy)
+    times = {
+        "floor_us": floor,
+        "ours_us": microseconds_in_graph(ours),
+        "filter_of_8192_us": microseconds_in_graph(lambda: select._filter(part, keys, filters)),
+        "select_of_8192_us": microseconds_in_graph(
+            lambda: select._select(filter_scores, maxima, part, keys, filters, *selected)
         ),
-        one(
-            f"  select, {len(part)} tokens",
-            lambda: select._select(filter_scores, maxima, part, keys, filters, scores[:limit], indices[:limit]),
-            ceilings.floor(0, num_bytes(maxima, scores[:limit], indices[:limit]) + indices[:limit].numel() * 32),
-        ),
-        one(
-            "rescore",
-            lambda: rescore_kernels.rescore(scores, indices, cores, case.keys, k),
-            ceilings.floor(0, rescored),
-        ),
-        one(
-            "grad_query",
-            lambda: select_backward._grad_query(grad_scores, indices, query, keys),
-            ceilings.floor(0, chosen_bytes),
-        ),
-        one(
-            "grad_keys",
-            lambda: select_backward._grad_keys(grad_scores, indices, query, keys),
-            ceilings.floor(0, chosen_bytes),
-        ),
-        one(
-            "rescore_backward",
-            lambda: rescore_kernels.rescore_backward(grad_values, positions, scores, cores),
-            ceilings.floor(0, 2 * num_bytes(scores) + num_bytes(grad_values, positions)),
-        ),
-        one("torch, eager", lambda: plain(*inputs, k), key_floor),
-        one(
-            "torch.topk, one side",
-            lambda: filter_scores[:, :, 0].topk(k),
-            ceilings.floor(0, num_bytes(filter_scores[:, :, 0])),
-        ),
-    ]
-    if compiled and small:
+        "rescore_us": microseconds_in_graph(lambda: rescore_kernels.rescore(scores, indices, cores, case.keys, k)),
+    }
+    peers: dict[str, float | None] = {
+        "topk_of_one_side": microseconds_in_graph(lambda: filter_scores[:, :, 0].topk(k)) * case.tokens / len(part),
+        "eager": microseconds_in_graph(lambda: plain(*inputs, k)),
+        "compiled": None,
+    }
+    if case in COMPILED:
         function = torch.compile(plain, dynamic=False)
-        rows.append(one("torch, compiled", lambda: function(*inputs, k), key_floor))
-    return rows
+        function(*inputs, k)
+        peers["compiled"] = microseconds_in_graph(lambda: function(*inputs, k))
+    times |= {f"{name}_us": time for name, time in peers.items()}
+    return {"size": str(case)} | times | ratios(times["ours_us"], floor, peers)
+
+
+def backward_row(case: Case, product: float, copy: float) -> dict[str, Any]:
+    """Gradients of query, keys and cores, ours kernel by kernel, against the composition's autograd."""
+    inputs = make(case)
+    query, keys, filters, cores = inputs
+    scores, indices = ops.select_keys(query, keys, filters, case.top_k)
+    values, _, positions = rescore_kernels.rescore(scores, indices, cores, case.keys, case.top_k)
+    grad_values, grad_scores = torch.randn_like(values), torch.randn_like(scores)
+    parts: dict[str, Callable[[], object]] = {
+        "grad_query_us": lambda: select_backward._grad_query(grad_scores, indices, query, keys),
+        "grad_keys_us": lambda: select_backward._grad_keys(grad_scores, indices, query, keys),
+        "rescore_backward_us": lambda: rescore_kernels.rescore_backward(grad_values, positions, scores, cores),
+    }
+    times = {name: microseconds_in_graph(part) for name, part in parts.items()}
+    total = sum(times.values())
+    floor = num_bytes(query, query, keys, keys, scores, scores, indices, grad_values, positions) / copy
+
+    leaves = [tensor.requires_grad_() for tensor in (query, keys, cores)]
+    peer_values, _ = plain(query, keys, filters, cores, case.top_k)
+    autograd = microseconds(lambda: torch.autograd.grad(peer_values, leaves, grad_values, retain_graph=True))
+    sums = {"floor_us": floor, "ours_us": total, "eager_us": autograd}
+    return {"size": str(case)} | sums | times | ratios(total, floor, {"eager": autograd})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--compiled", action="store_true", help="also torch.compile the plain composition (slow start)")
-    parser.add_argument("--variants", action="store_true", help="check and time the candidates instead")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, help="folder of the CSV")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    if arguments.variants:
-        from benchmarks.ops import retrieval_variants
-
-        rows, name = retrieval_variants.run(), "retrieval_variants"
-    else:
-        ceilings = Ceilings.measured()
-        print(f"{ceilings.flops / 1e12:.0f} TFLOP/s, {ceilings.bytes / 1e12:.2f} TB/s")
-        rows, name = [], "retrieval"
-        for case in CASES:
-            rows += steps(case, ceilings, compiled=arguments.compiled)
+    """Measures, prints tables and keeps the rows."""
+    product, copy = product_speed(), copy_speed()
+    print(f"{torch.cuda.get_device_name()}: products {product / 1e6:.0f} TFLOP/s, copies {copy / 1e6:.2f} TB/s")
+    for name, cases, measure in (
+        ("retrieval", CASES, forward_row),
+        ("retrieval_backward", BACKWARD, backward_row),
+    ):
+        rows = []
+        for case in cases:
+            rows.append(measure(case, product, copy))
             torch.cuda.empty_cache()
-    record.show(rows)
-    print(record.write(rows, name, arguments.out))
+        show(rows, title=name.replace("_", " "))
+        print(f"kept in {write(rows, name)}")
 
 
 if __name__ == "__main__":

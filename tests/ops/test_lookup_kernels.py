@@ -25,6 +25,12 @@ def poisoned_memory():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=not ON_GPU)
+def small_tiles(monkeypatch):
+    """Little data crosses the borders of little tiles."""
+    monkeypatch.setattr(backward_kernels, "READS_A_TILE", 16)
+
+
 def operands(size, dtype=torch.float32, skewed=False):
     tokens, k, num_keys, expansion, cores, width = size
     generator = torch.Generator().manual_seed(0)
@@ -82,15 +88,21 @@ def test_forward_and_every_gradient(size, dtype):
 
 
 @pytest.mark.usefixtures("poisoned_memory")
-def test_segments_that_cross_many_tiles(monkeypatch):
+def test_rows_whose_reads_cross_many_tiles(monkeypatch):
     monkeypatch.setattr(backward_kernels, "TILES_A_LOAD", 2)
     assert_as_near_as_plain(operands((11, 64, 12, 4, 1, 6), skewed=True))
 
 
+@pytest.mark.parametrize(("width", "columns"), [(192, 128), (256, 128), (384, 64), (300, 64), (20, 64)])
+def test_tiles_of_many_tokens_leave_few_columns_idle(width, columns):
+    assert kernels._tile(4096, 4, width // 2, 2) == (32, columns)
+
+
+@pytest.mark.parametrize("width", [192, 260])
 @pytest.mark.usefixtures("poisoned_memory")
-def test_many_tokens_use_other_tiles(monkeypatch):
+def test_many_tokens_use_other_tiles(width, monkeypatch):
     monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
-    assert_as_near_as_plain(operands((2, 70, 10, 4, 2, 300), torch.bfloat16))
+    assert_as_near_as_plain(operands((2, 70, 10, 4, 2, width), torch.bfloat16))
 
 
 def test_two_runs_give_the_same_bits():

@@ -102,6 +102,65 @@ def test_state_survives_saving_and_loading():
     assert torch.equal(ours, other)
 
 
+def test_the_small_state_is_a_bfloat16_moment_and_one_number_a_row():
+    ours = table()
+    optimizer = RowAdamW([ours], **SETTINGS, state="small")
+    initial, values = ours.detach().clone(), gradient(1)
+    ours.grad = values
+    optimizer.step()
+    state = optimizer.state[ours]
+    assert (state["exp_avg"].dtype, state["exp_avg"].shape) == (torch.bfloat16, SHAPE)
+    assert (state["exp_avg_sq"].dtype, state["exp_avg_sq"].shape) == (torch.float32, (SHAPE[0], 1))
+    # The first step is the gradient over the root of its row's mean square.
+    root = values.square().mean(dim=1, keepdim=True).sqrt()
+    torch.testing.assert_close(ours.detach(), initial * (1 - 1e-3) - 1e-2 * values / (root + 1e-8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state", ["full", "small"])
+@pytest.mark.parametrize("lazy", [False, True], ids=["dense", "lazy"])
+def test_every_form_finds_the_minimum(state, dtype, lazy):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(SHAPE, generator=generator)
+    parameter = torch.nn.Parameter(torch.zeros(SHAPE, dtype=dtype))
+    optimizer = RowAdamW([parameter], lr=0.1, state=state)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 300)
+        rows = torch.randperm(SHAPE[0], generator=generator)[:20]
+        noise = 0.1 * torch.randn(20, SHAPE[1], generator=generator)
+        values = (parameter.detach().float()[rows] - target[rows] + noise).to(dtype)
+        parameter.grad = sparse(rows, values) if lazy else sparse(rows, values).to_dense()
+        optimizer.step()
+    # bfloat16 holds numbers about 2 to half of 2**-7.
+    assert (parameter.float() - target).square().mean().sqrt() < 0.05
+
+
+def test_updates_below_the_precision_of_bfloat16_count_on_average():
+    parameter = torch.nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))
+    optimizer = RowAdamW([parameter], lr=1e-4)
+    for _ in range(20):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    # 20 steps of 1e-4 where neighbours are 2**-8 apart.
+    assert parameter.float().mean().item() == pytest.approx(1 - 2e-3, abs=2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state", ["full", "small"])
+def test_loading_keeps_every_states_precision(state, dtype):
+    parameter = torch.nn.Parameter(table().detach().to(dtype))
+    optimizer = RowAdamW([parameter], **SETTINGS, state=state)
+    parameter.grad = gradient(0).to(dtype)
+    optimizer.step()
+    other = RowAdamW([torch.nn.Parameter(parameter.detach().clone())], **SETTINGS)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert other.param_groups[0]["state"] == state
+    for name, value in optimizer.state[parameter].items():
+        loaded = other.state[other.param_groups[0]["params"][0]][name]
+        assert loaded.dtype == value.dtype
+        assert torch.equal(loaded, value)
+
+
 def test_closure_gives_the_loss():
     parameter = table()
     optimizer = RowAdamW([parameter], **SETTINGS)
@@ -118,8 +177,18 @@ def test_closure_gives_the_loss():
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"), [({"lr": -1.0}, "lr is -1.0"), ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\)")]
+    ("setting", "message"),
+    [
+        ({"lr": -1.0}, "lr is -1.0"),
+        ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\)"),
+        ({"state": "tiny"}, "state is 'tiny': choose from full, small"),
+    ],
 )
 def test_impossible_settings_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         RowAdamW([table()], **setting)
+
+
+def test_what_is_no_table_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(7,\)"):
+        RowAdamW([torch.nn.Parameter(torch.zeros(7))])

@@ -260,8 +260,11 @@ def test_other_data_is_refused(data, tmp_path):
         train(tiny_config(steps=4), other, tmp_path / "run")
 
 
-def test_lazy_tables_step_only_the_rows_that_were_read_and_resume_bit_for_bit(data, tmp_path):
-    optimizer = dataclasses.replace(tiny_config().optimizer, lazy_tables=True, table_weight_decay=0.1)
+@pytest.mark.parametrize("state", ["full", "small"])
+def test_lazy_tables_step_only_the_rows_that_were_read_and_resume_bit_for_bit(data, tmp_path, state):
+    optimizer = dataclasses.replace(
+        tiny_config().optimizer, lazy_tables=True, table_weight_decay=0.1, table_optimizer_state=state
+    )
     model = dataclasses.replace(tiny_config().model, memory_num_keys=40)
     trainer = make_trainer(data, tmp_path / "none", optimizer=optimizer, model=model)
     table = trainer.model.model.tables[0].weight

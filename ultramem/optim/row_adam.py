@@ -1,6 +1,7 @@
 """The tables' optimizer: AdamW that takes a table's gradient as it arrives, dense or as touched rows."""
 
 from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,15 +10,29 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from ultramem import ops
 
+State = Literal["full", "small"]
+
 
 class RowAdamW(Optimizer):
     """AdamW (Loshchilov and Hutter, arXiv 1711.05101) for tables, whose gradients may be touched rows only.
 
-    A dense gradient gets exactly what ``torch.optim.AdamW(fused=True)`` does. A sparse one (``torch.sparse_coo`` with
+    A dense gradient gets what ``torch.optim.AdamW(fused=True)`` does. A sparse one (``torch.sparse_coo`` with
     one sparse dimension; a row that is in it several times counts with its sum) gets lazy AdamW: only the touched rows
     are stepped, and the moments of the others neither decay nor move them. That is not the same mathematics: under
     dense AdamW a row goes on moving after its last gradient, and its second moment shrinks meanwhile. In exchange a
     step costs what its rows cost, not what the table costs. Bias correction counts the optimizer's steps either way.
+
+    What is kept of a table of R rows and width D_v, beside the table itself:
+
+    - ``state="full"``: both moments of every element in float32, 8 bytes an element. AdamW as it is known.
+    - ``state="small"``: the first moment in bfloat16, and one float32 second moment a row, the decayed mean of the
+      row's squared gradients: 2 + 4 / D_v bytes an element, and less than half the time, because a step is all memory
+      traffic. The elements of a row have one step size; Adam-mini (arXiv 2406.16793) shares the second moment of an
+      embedding's row likewise. Right where tables fill the memory and rows differ more in how often they are read
+      than in their columns. A first beta above 0.99 would lose small gradients in the bfloat16 moment.
+
+    A bfloat16 table is rounded stochastically, so that updates far below its precision count on average; with the
+    gradient that makes 2 + 2 + 8 bytes an element in full, 2 + 2 + 2 in small. A float16 table is rounded to nearest.
 
     Args:
         params: parameters or groups, as any optimizer takes; see `ultramem.optim.groups.parameter_groups`.
@@ -25,9 +40,10 @@ class RowAdamW(Optimizer):
         betas: decay of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled; with sparse gradients only touched rows are decayed.
+        state: "full" or "small", as above. It is saved with the state, and loading brings the saved one back.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of its range, or a parameter is no matrix.
 
     Example:
         >>> table = torch.nn.Parameter(torch.randn(1000, 8))
@@ -44,14 +60,21 @@ class RowAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        state: State = "full",
     ):
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} is {value}: it cannot be negative")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}: both must be in [0, 1)")
+        if state not in get_args(State):
+            raise ValueError(f"state is {state!r}: choose from {', '.join(get_args(State))}")
         # `fused` is read by Optimizer.load_state_dict, which then keeps `step` on the parameter's device.
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
+        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state": state, "fused": True}
+        super().__init__(params, settings)
+        for parameter in self._parameters():
+            if parameter.ndim != 2:
+                raise ValueError(f"a parameter has shape {tuple(parameter.shape)}: only tables (rows, width) fit here")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
@@ -68,36 +91,56 @@ class RowAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            dense = []
+            for_torch = []
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                self._ensure_state(parameter)
-                if parameter.grad.is_sparse:
+                self._ensure_state(parameter, group["state"])
+                if parameter.grad.is_sparse or parameter.dtype.itemsize < 4 or group["state"] == "small":
                     self._step_rows(parameter, group)
                 else:
-                    dense.append(parameter)
-            self._step_dense(dense, group)
+                    for_torch.append(parameter)
+            self._step_by_torch(for_torch, group)
         return loss
 
-    def _ensure_state(self, parameter: Tensor) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As any optimizer's, but that the moments keep their own precision, whatever the parameters have."""
+        super().load_state_dict(state_dict)
+        saved_numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for number, parameter in zip(saved_numbers, self._parameters(), strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                self.state[parameter][name] = value.to(parameter.device)
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def _ensure_state(self, parameter: Tensor, form: State) -> None:
         state = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        if state:
+            return
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        if form == "full":
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=wide)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=wide)
+        else:
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
+            state["exp_avg_sq"] = torch.zeros_like(parameter[:, :1], dtype=wide)
 
     def _step_rows(self, parameter: Tensor, group: dict) -> None:
         assert parameter.grad is not None
-        gradient = parameter.grad.coalesce()
+        rows, gradients = None, parameter.grad
+        if gradients.is_sparse:
+            gradients = gradients.coalesce()
+            rows, gradients = gradients.indices()[0], gradients.values()
         state = self.state[parameter]
         state["step"] += 1
         ops.row_adam(
             parameter,
             state["exp_avg"],
             state["exp_avg_sq"],
-            gradient.indices()[0],
-            gradient.values(),
+            rows,
+            gradients,
             step=state["step"],
             learning_rate=group["lr"],
             beta1=group["betas"][0],
@@ -106,7 +149,7 @@ class RowAdamW(Optimizer):
             weight_decay=group["weight_decay"],
         )
 
-    def _step_dense(self, parameters: list[Tensor], group: dict) -> None:
+    def _step_by_torch(self, parameters: list[Tensor], group: dict) -> None:
         if not parameters:
             return
         states = [self.state[parameter] for parameter in parameters]

@@ -28,6 +28,9 @@ class OptimizerConfig:
     """Decoupled weight decay of the memory tables."""
     lazy_tables: bool = False
     """Step only the table rows that the batch read (lazy AdamW): cheaper for large tables, not the same mathematics."""
+    table_optimizer_state: Literal["full", "small"] = "full"
+    """What AdamW keeps of a table: `full`, two moments an element (8 bytes); `small`, a bfloat16 first moment and one
+    second moment a row (2 bytes)."""
     clip_norm: float | None = 1.0
     """Largest norm of the gradient, trunk and tables together; none: gradients are not clipped."""
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
@@ -56,6 +59,8 @@ class OptimizerConfig:
             steps = getattr(self, name)
             _require(steps is None or steps >= 0, f"optimizer.{name}", steps, "it cannot be negative")
         _require(0 <= self.floor <= 1, "optimizer.floor", self.floor, "it is a share of the peak, from 0 to 1")
+        states, state = ("full", "small"), self.table_optimizer_state
+        _require(state in states, "optimizer.table_optimizer_state", state, f"choose from {', '.join(states)}")
         schedules = ("constant", "cosine", "wsd")
         _require(self.schedule in schedules, "optimizer.schedule", self.schedule, f"choose from {', '.join(schedules)}")
 

@@ -271,7 +271,8 @@ def _build_optimizers(model: UltraMemForCausalLM, config: TrainConfig) -> list[t
         torch.optim.AdamW(trunk, betas=settings.betas, eps=settings.epsilon, fused=True)
     ]
     if tables:
-        optimizers.append(RowAdamW(tables, betas=settings.betas, eps=settings.epsilon))
+        state = settings.table_optimizer_state
+        optimizers.append(RowAdamW(tables, betas=settings.betas, eps=settings.epsilon, state=state))
     return optimizers
 
 

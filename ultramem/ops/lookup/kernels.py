@@ -7,7 +7,7 @@ from torch import Tensor
 from ultramem.ops.lookup import permutation
 from ultramem.ops.mixing_kernels import as_int32, mix_bits
 
-FEW_TOKENS = 1024  # too few for one program a token and 256 bytes to fill a device
+FEW_TOKENS = 512  # fewer are too few for one program a token and 256 bytes to fill a device
 _NUM_ROUNDS = tl.constexpr(permutation.NUM_ROUNDS)
 
 
@@ -54,33 +54,42 @@ def _lookup_kernel(
     in_chunk = program % BLOCKS * COLUMNS + tl.arange(0, COLUMNS)
     column = core * CHUNK + in_chunk
 
+    reads = tl.arange(0, READS)
+    slots += token * NUM_SLOTS
+    weights += (token * NUM_CORES + core) * NUM_SLOTS
+    slot = tl.load(slots + reads, mask=reads < NUM_SLOTS, other=0)
+    weight = tl.load(weights + reads, mask=reads < NUM_SLOTS, other=0)
     totals = ()
     for _ in tl.static_range(EXPANSION):
-        totals += (tl.zeros((COLUMNS,), tl.float32),)  # type: ignore[assignment]
+        totals += (tl.zeros((COLUMNS,), tl.float32),)
     for first in range(0, NUM_SLOTS, READS):
-        read = first + tl.arange(0, READS)
-        slot = tl.load(slots + token * NUM_SLOTS + read, mask=read < NUM_SLOTS, other=0)
-        weight = tl.load(weights + (token * NUM_CORES + core) * NUM_SLOTS + read, mask=read < NUM_SLOTS, other=0)
         physical = physical_slot(slot, seed, NUM_KEYS, EXPANSION)
         row = physical // EXPANSION
-        group = physical % EXPANSION
-        mask = (read < NUM_SLOTS)[:, None] & (in_chunk < CHUNK)[None, :]
+        weight = weight.to(tl.float32)
+        mask = (first + reads < NUM_SLOTS)[:, None] & (in_chunk < CHUNK)[None, :]
         values = tl.load(table + row[:, None] * WIDTH + column[None, :], mask=mask, other=0).to(tl.float32)
+        # The next step's slots arrive with this step's rows.
+        following = first + READS + reads
+        slot = tl.load(slots + following, mask=following < NUM_SLOTS, other=0)
+        next_weight = tl.load(weights + following, mask=following < NUM_SLOTS, other=0)
         updated = ()
         for p in tl.static_range(EXPANSION):
-            weight_p = tl.where(group == p, weight.to(tl.float32), 0)
-            updated += (totals[p] + tl.sum(weight_p[:, None] * values, axis=0),)  # type: ignore[assignment]
+            weight_p = tl.where(physical % EXPANSION == p, weight, 0)
+            updated += (totals[p] + tl.sum(weight_p[:, None] * values, axis=0),)
         totals = updated
+        weight = next_weight
 
     for p in tl.static_range(EXPANSION):
         tl.store(pooled + (token * EXPANSION + p) * WIDTH + column, totals[p], mask=in_chunk < CHUNK)
 
 
-def _tile(num_tokens: int, expansion: int, itemsize: int) -> tuple[int, int]:
+def _tile(num_tokens: int, expansion: int, chunk: int, itemsize: int) -> tuple[int, int]:
     """Reads and columns of a step, for programs of one warp."""
-    if num_tokens <= FEW_TOKENS:  # narrow programs that load all their rows at once
+    if num_tokens < FEW_TOKENS:  # narrow programs that load all their rows at once
         return 128, 64 // itemsize
-    return 32, (256 if expansion <= 4 else 128) // itemsize  # E sums a column need registers
+    widest = (256 if expansion <= 4 else 128) // itemsize  # E sums a column need registers
+    # The wider the pieces of a row, the nearer to the memory's speed, unless the last piece is mostly idle.
+    return 32, min(widest, widest // 2, key=lambda columns: triton.cdiv(chunk, columns) * columns)
 
 
 def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
@@ -88,7 +97,7 @@ def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansi
     num_tokens, num_cores, num_slots = weights.shape
     width = table.shape[1]
     pooled = table.new_empty(num_tokens, expansion, width)
-    reads, columns = _tile(num_tokens, expansion, table.element_size())
+    reads, columns = _tile(num_tokens, expansion, width // num_cores, table.element_size())
     grid = (num_tokens * num_cores * triton.cdiv(width // num_cores, columns),)
     if pooled.numel():
         _lookup_kernel[grid](

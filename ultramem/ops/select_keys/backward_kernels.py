@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows in flight a program, and its warps.
-GATHER = dict(CHOICES=16, num_warps=4)
+# Rows in flight a program, and its warps: two warps hide the gathers' latency best.
+QUERY_TILE = dict(CHOICES=8, num_warps=2)
+KEY_TILE = dict(CHOICES=16, num_warps=2)
 
 
 @triton.jit
@@ -119,7 +120,7 @@ def _grad_query(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tenso
         HEADS=heads,
         RANKS=ranks,
         WIDTH=block,
-        **GATHER,
+        **QUERY_TILE,
     )
     return grad_query
 
@@ -148,6 +149,6 @@ def _grad_keys(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tensor
         SIDES_OF_HEADS=sides,
         RANKS=ranks,
         WIDTH=block,
-        **GATHER,
+        **KEY_TILE,
     )
     return grad_keys

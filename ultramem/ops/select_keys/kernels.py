@@ -14,8 +14,9 @@ from ultramem.ops.top_k_kernels import LOWEST, find_threshold, number_chosen, or
 
 # A group's scores are one 32-byte sector of memory; about sqrt(n / k) keys a group make the least to look at.
 GROUP: tl.constexpr = tl.constexpr(8)
-# Filter scores are kept for as many tokens at a time as fit in it.
-WORKSPACE_BYTES = 2**28
+# Filter scores are kept for as many tokens at a time as fit in it. A few thousand tokens fill a large GPU; ever more
+# memory gains a few percent, and scores that would fit in the L2 cache lose half the speed to launches and tails.
+WORKSPACE_BYTES = 2**29
 
 
 @triton.jit
@@ -196,7 +197,8 @@ def select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) -> 
     scores = torch.empty(num_tokens, heads, 2, ranks, k, dtype=torch.float32, device=query.device)
     indices = torch.empty(num_tokens, heads, 2, k, dtype=torch.int64, device=query.device)
     padded_keys = triton.cdiv(num_keys, GROUP.value) * GROUP.value
-    chunk = max(1, WORKSPACE_BYTES // (heads * 2 * padded_keys * 4))
+    at_most = max(1, WORKSPACE_BYTES // (heads * 2 * padded_keys * 4))
+    chunk = triton.cdiv(num_tokens, triton.cdiv(num_tokens, at_most)) if num_tokens else 1  # all alike
     for start in range(0, num_tokens, chunk):
         part = slice(start, start + chunk)
         filter_scores, maxima = _filter(query[part], keys, filter_vectors)
@@ -233,9 +235,11 @@ def _filter(query: Tensor, keys: Tensor, filter_vectors: Tensor) -> tuple[Tensor
 def _filter_tile(num_tokens: int, dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
         return dict(TOKENS=64, KEYS=64, WIDTH=32, num_warps=4, num_stages=3)
+    if num_tokens <= 16:
+        return dict(TOKENS=16, KEYS=64, WIDTH=128, num_warps=4, num_stages=4)
     if num_tokens <= 256:
         return dict(TOKENS=64, KEYS=64, WIDTH=64, num_warps=4, num_stages=4)
-    return dict(TOKENS=128, KEYS=256, WIDTH=64, num_warps=8, num_stages=3)
+    return dict(TOKENS=128, KEYS=256, WIDTH=64, num_warps=8, num_stages=4)
 
 
 def _select(
