@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultramem.ops.lookup.permutation import physical_rows
+from ultramem.ops.precision import accumulation_dtype
 
 _SUM = 0  # the number of mode="sum" in the embedding bag's kernels
 
@@ -106,8 +107,10 @@ def _sum_reads(grad_bags: Tensor, bags: Bags, order: Tensor, first_reads: Tensor
 
 def _weight_gradients(grad_bags: Tensor, bags: Bags, table: Tensor, weights: Tensor) -> Tensor:
     """The gradient of a bag times the row read, for every read: what autograd itself calls for an embedding bag."""
+    dtype = accumulation_dtype(table.dtype)  # on a GPU it has no narrower kernel
+    rows = table.view(-1, grad_bags.shape[1]).to(dtype)
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grad_bags, table.view(-1, grad_bags.shape[1]), bags.indices, bags.offsets, bags.readers(), _SUM
+        grad_bags.to(dtype), rows, bags.indices, bags.offsets, bags.readers(), _SUM
     )
     order_NhK = bags.order[:, None].expand(weights.shape)
     return weights.new_empty(weights.shape).scatter_(-1, order_NhK, products.view(weights.shape).to(weights.dtype))

@@ -85,7 +85,7 @@ def _row_adam(
     beta2: float,
     epsilon: float,
     weight_decay: float,
-    seed: int = 0,
+    seed: int,  # without a default: the dispatcher does not pass on what equals one
 ) -> None:
     settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed)
     reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
