@@ -119,7 +119,7 @@ def test_the_operation_uses_them_and_can_be_told_not_to(sparse):
     results = []
     for leaf in (table, table.double()):  # float64 is left to the reference
         leaf = leaf.clone().requires_grad_()
-        values = weights.to(leaf.dtype).requires_grad_()
+        values = weights.detach().clone().to(leaf.dtype).requires_grad_()
         pooled = ops.lookup(leaf, slots, values, num_keys=num_keys, expansion=expansion, seed=seed, sparse=sparse)
         pooled.backward(gradient.to(leaf.dtype))
         results.append((pooled, leaf.grad.to_dense() if sparse else leaf.grad, values.grad))

@@ -15,7 +15,9 @@ def operands(dtype=torch.float32, rows=(4, 1), width=5):
 
 def test_custom_op_passes_opcheck():
     torch.library.opcheck(
-        torch.ops.ultramem.row_adam.default, (*operands(), torch.tensor(3.0), *SCALARS.values()), raise_exception=True
+        torch.ops.ultramem.row_adam.default,
+        (*operands(), torch.tensor(3.0), *SCALARS.values(), 0),
+        raise_exception=True,
     )
 
 
