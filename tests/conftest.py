@@ -6,6 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+# For tensors as small as the tests' a second thread costs more than it gains. Children inherit this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # Without a GPU the kernels' logic runs in Triton's interpreter, which must be chosen before Triton is first imported.

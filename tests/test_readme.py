@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import demo
 from ultramem.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -61,3 +62,7 @@ PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", PROSE))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def test_the_results_are_the_kept_ones():
+    assert demo.fill(README, demo.table(demo.kept())) == README

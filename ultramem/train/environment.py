@@ -14,7 +14,7 @@ def describe_environment() -> dict[str, Any]:
     packages = ("ultramem-pytorch", "torch", "triton", "transformers", "numpy")
     return {
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "packages": {name: _version(name) for name in packages},
