@@ -6,7 +6,8 @@ python -m benchmarks.cpu --peer               # also PyPI's ultra-mem, where it 
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -19,45 +20,41 @@ from ultramem.layers.ultramem import value_std
 REPEATS = 5
 
 
-def forward_and_backward(forward: Callable[[], Tensor]) -> tuple[float, float]:
-    """Seconds of a forward and of a backward pass: medians after one warm-up."""
-    seconds = []
+def forward_and_backward(forward: Callable[[], Tensor], leaves: Iterable[Tensor]) -> tuple[float, float]:
+    """Seconds of a forward and of a backward pass: medians after one warm-up, from a random gradient."""
+    leaves, seconds = list(leaves), []
     for _ in range(REPEATS + 1):
+        for leaf in leaves:
+            leaf.grad = None
         begin = time.perf_counter()
         out = forward()
         middle = time.perf_counter()
-        out.sum().backward()
-        seconds.append((middle - begin, time.perf_counter() - middle))
+        gradient = torch.randn_like(out)
+        resume = time.perf_counter()
+        out.backward(gradient)
+        seconds.append((middle - begin, time.perf_counter() - resume))
     forwards, backwards = zip(*seconds[1:], strict=True)
-    return sorted(forwards)[REPEATS // 2], sorted(backwards)[REPEATS // 2]
+    return median(forwards), median(backwards)
 
 
-def lookup_rows(tokens: int, slots_a_token: int, width: int, side: int) -> list[dict[str, object]]:
+def lookup_row(tokens: int, slots_a_token: int, width: int, side: int) -> dict[str, object]:
     """`ops.lookup` against gathering the rows and einsum."""
     torch.manual_seed(0)
     table = torch.randn(side**2, width, requires_grad=True)
     weights = torch.randn(tokens, 1, slots_a_token, requires_grad=True)
     slots = torch.randint(side**2, (tokens, slots_a_token))
-
-    def fresh(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            table.grad = weights.grad = None
-            return function()
-
-        return run
-
-    ours = fresh(lambda: ops.lookup(table, slots, weights, num_keys=side))
-    peer = fresh(lambda: torch.einsum("nk,nkv->nv", weights[:, 0], table[slots]))
+    ours = forward_and_backward(lambda: ops.lookup(table, slots, weights, num_keys=side), [table, weights])
+    peer = forward_and_backward(lambda: torch.einsum("nk,nkv->nv", weights[:, 0], table[slots]), [table, weights])
     sizes = f"{tokens} tokens, {slots_a_token} slots, width {width}, {side**2} rows"
-    return [compare("lookup", sizes, "gather + einsum", ours, peer)]
+    return compare("lookup", sizes, "gather + einsum", ours, peer)
 
 
-def layer_rows(tokens: int) -> list[dict[str, object]]:
+def layer_row(tokens: int, hidden_size: int, keys: int, value_size: int, top_k: int) -> dict[str, object]:
     """`UltraMemLayer` against PyPI's ``ultra_mem.UltraMem`` at equal sizes."""
     from ultra_mem import UltraMem  # installed by hand: it is a peer, not a dependency
 
     torch.manual_seed(0)
-    hidden_size, keys, key_size, value_size, top_k = 256, 128, 128, 128, 16
+    key_size = 128
     layer = UltraMemLayer(
         hidden_size, num_keys=keys, key_size=key_size, value_size=value_size, top_k=top_k, query_conv_size=5
     )
@@ -76,38 +73,27 @@ def layer_rows(tokens: int) -> list[dict[str, object]]:
         pre_query_causal_conv=True,
     )
     hidden = torch.randn(1, tokens, hidden_size)
-
-    def fresh(modules: list[torch.nn.Module], function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            for module in modules:
-                module.zero_grad()
-            return function()
-
-        return run
-
-    ours = fresh([layer, table], lambda: layer(hidden, table).hidden_states)
-    theirs = fresh([peer], lambda: peer(hidden)[0])
+    ours = forward_and_backward(lambda: layer(hidden, table).hidden_states, [*layer.parameters(), *table.parameters()])
+    theirs = forward_and_backward(lambda: peer(hidden)[0], peer.parameters())
     sizes = f"{tokens} tokens, hidden {hidden_size}, {keys**2} rows x {value_size}, E 4, top-m {top_k}"
-    return [compare("whole layer", sizes, "ultra-mem (PyPI)", ours, theirs)]
+    return compare("whole layer", sizes, "ultra-mem (PyPI)", ours, theirs)
 
 
 def compare(
-    what: str, sizes: str, peer_name: str, ours: Callable[[], Tensor], peer: Callable[[], Tensor]
+    what: str, sizes: str, peer_name: str, ours: tuple[float, float], peer: tuple[float, float]
 ) -> dict[str, object]:
-    """One row: our seconds, theirs, and the ratio of theirs to ours."""
-    our_forward, our_backward = forward_and_backward(ours)
-    peer_forward, peer_backward = forward_and_backward(peer)
+    """One row: our seconds forward and backward, theirs, and the ratios of theirs to ours."""
     return {
         "what": what,
         "sizes": sizes,
         "peer": peer_name,
-        "forward_seconds": our_forward,
-        "backward_seconds": our_backward,
-        "peer_forward_seconds": peer_forward,
-        "peer_backward_seconds": peer_backward,
-        "forward_ratio": peer_forward / our_forward,
-        "backward_ratio": peer_backward / our_backward,
-        "total_ratio": (peer_forward + peer_backward) / (our_forward + our_backward),
+        "forward_seconds": ours[0],
+        "backward_seconds": ours[1],
+        "peer_forward_seconds": peer[0],
+        "peer_backward_seconds": peer[1],
+        "forward_ratio": peer[0] / ours[0],
+        "backward_ratio": peer[1] / ours[1],
+        "total_ratio": sum(peer) / sum(ours),
     }
 
 
@@ -116,9 +102,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="store_true", help="also measure PyPI's ultra-mem (pip install ultra-mem)")
     arguments = parser.parse_args()
-    rows = lookup_rows(tokens=4096, slots_a_token=64, width=256, side=448)
+    rows = [lookup_row(tokens=4096, slots_a_token=64, width=256, side=448)]
     if arguments.peer:
-        rows += layer_rows(tokens=2048)
+        rows.append(layer_row(tokens=2048, hidden_size=256, keys=128, value_size=128, top_k=16))
+        rows.append(layer_row(tokens=4096, hidden_size=512, keys=256, value_size=256, top_k=32))
     show(rows, title="CPU: times faster than the peer")
     print(f"kept in {write(rows, 'cpu')}")
 

@@ -95,7 +95,7 @@ def _bag_gradients(grad_pooled: Tensor, table: Tensor, weights: Tensor) -> Tenso
     """The pooled gradient, one row a bag: ``(N, E, D_v)`` -> ``(N * h * E, D_v / h)``."""
     num_cores = weights.shape[1]
     grad_NEhd = grad_pooled.to(table.dtype).unflatten(-1, (num_cores, table.shape[1] // num_cores))
-    return grad_NEhd.transpose(1, 2).flatten(0, 2)
+    return grad_NEhd.transpose(1, 2).flatten(0, 2).contiguous()
 
 
 def _sum_reads(grad_bags: Tensor, bags: Bags, order: Tensor, first_reads: Tensor) -> Tensor:
