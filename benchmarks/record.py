@@ -26,16 +26,23 @@ def machine() -> dict[str, str]:
         triton = version("triton")
     except PackageNotFoundError:
         triton = "none"
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-    )
+    # Results that are just being written do not make the code another one.
+    changed = _git("status", "--porcelain", "--", ":/", ":!/benchmarks/results")
     return {
         "hardware": hardware,
         "torch": torch.__version__,
         "triton": triton,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": (_git("describe", "--always") or "unknown") + ("-dirty" if changed else ""),
         "date": date.today().isoformat(),
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git says, or nothing outside of a checkout."""
+    command = ["git", *arguments]
+    return subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 def write(rows: Sequence[dict[str, Any]], name: str, folder: Path = RESULTS) -> Path:
