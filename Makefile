@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints-cpu.txt
 demo: install ## prepare the bundled text, train UltraMem and its rivals, compare them, write a few lines
 	$(BIN)/ultramem prepare examples/text/state_of_the_union.jsonl.xz --out data/demo --vocab-size 4096 --validation-fraction 0.05
 	$(BIN)/ultramem compare cpu-dense cpu-moe cpu-pkm cpu-ultramem --data data/demo --out $(DEMO)
-	$(BIN)/ultramem generate $(DEMO)/cpu-ultramem-seed0 --prompt "My fellow citizens," --max-new-tokens 60
+	$(BIN)/ultramem generate $(DEMO)/cpu-ultramem-seed0 --prompt "My fellow citizens," --max-new-tokens 60 --seed 0
 	@echo "The report: $(DEMO)/report.html"
 
 test: install ## run the tests (CPU)
