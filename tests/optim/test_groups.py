@@ -35,9 +35,16 @@ def test_groups_are_told_apart_by_dimensions_and_by_class():
     assert (groups["tables"]["lr"], groups["tables"]["weight_decay"]) == (1e-2, 0.01)
     vectors = {id(parameter) for parameter in groups["vectors"]["params"]}
     assert {id(model.norm.weight), id(model.norm.bias), id(model.head.bias)} <= vectors
+    calibrated = (
+        model.layer.query.norm_weight,
+        model.layer.query.conv.weight,
+        model.layer.retrieval.keys.norm_weight,
+        model.layer.retrieval.cores,
+    )
+    assert {id(parameter) for parameter in calibrated} <= vectors
     assert groups["vectors"]["weight_decay"] == 0
     matrices = {id(parameter) for parameter in groups["matrices"]["params"]}
-    assert {id(model.head.weight), id(model.layer.retrieval.cores)} <= matrices
+    assert {id(model.head.weight), id(model.layer.retrieval.keys.weight)} <= matrices
     assert (groups["matrices"]["lr"], groups["matrices"]["weight_decay"]) == (1e-3, 0.1)
 
 

@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from ultramem.layers.query import CausalConv, Keys, Query
+from ultramem.layers.retrieval import TuckerRetrieval
 from ultramem.layers.tables import Table
+
+# What a memory layer calibrates at the start, whatever its dimensions: decay would undo it.
+_UNDECAYED = {Query: "norm_weight", Keys: "norm_weight", CausalConv: "weight", TuckerRetrieval: "cores"}
 
 
 def parameter_groups(
@@ -21,7 +26,8 @@ def parameter_groups(
     """Sort a model's trainable parameters into optimizer groups named "matrices", "vectors" and "tables".
 
     Tables are recognised by their class, never by name, so the call is right for any model that holds our layers.
-    Parameters with one dimension or none (norms, biases) are not decayed. Groups without parameters are left out.
+    Parameters with one dimension or none (norms, biases) are not decayed, nor are a memory layer's norms, convolution
+    and Tucker cores. Groups without parameters are left out.
 
     Args:
         model: any module.
@@ -42,18 +48,23 @@ def parameter_groups(
     table_ids = {
         id(parameter) for module in model.modules() if isinstance(module, Table) for parameter in module.parameters()
     }
+    undecayed_ids = {
+        id(getattr(module, _UNDECAYED[type(module)])) for module in model.modules() if type(module) in _UNDECAYED
+    }
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trunk = [parameter for parameter in trainable if id(parameter) not in table_ids]
+    vectors = [parameter for parameter in trunk if parameter.ndim < 2 or id(parameter) in undecayed_ids]
+    vector_ids = {id(parameter) for parameter in vectors}
     groups: list[dict[str, Any]] = [
         {
             "name": "matrices",
-            "params": [parameter for parameter in trunk if parameter.ndim >= 2],
+            "params": [parameter for parameter in trunk if id(parameter) not in vector_ids],
             "lr": learning_rate,
             "weight_decay": weight_decay,
         },
         {
             "name": "vectors",
-            "params": [parameter for parameter in trunk if parameter.ndim < 2],
+            "params": vectors,
             "lr": learning_rate,
             "weight_decay": 0.0,
         },
