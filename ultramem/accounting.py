@@ -11,9 +11,9 @@ from dataclasses import astuple, dataclass
 from math import isqrt
 from typing import Any, NamedTuple
 
+from ultramem.layers.retrieval import MAX_CANDIDATES
 from ultramem.models.configuration_ultramem import UltraMemConfig
 
-MAX_CANDIDATES = 128
 TRAINING_BYTES = 16  # a parameter in float32: itself, its gradient, Adam's two moments
 
 

@@ -105,6 +105,8 @@ def compare(configs: Sequence[TrainConfig], *, data: Path, out: Path, seeds: Seq
         >>> comparison.recipes[1].validation_loss.mean
         4.81
     """
+    if not configs:
+        raise ValueError("no recipes: name those to compare, such as cpu-dense cpu-ultramem")
     _require_same_tokens(configs)
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"seeds are {list(seeds)}: give one or more, each once")

@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import pytest
 import torch
@@ -121,7 +122,17 @@ def change_a_copy(retrieval):
     return change_by_hand(copy.deepcopy(retrieval))
 
 
-@pytest.mark.parametrize("change", [change_by_optimizer, change_by_hand, change_by_load, change_a_copy])
+def step_a_copy_that_only_runs_compiled(retrieval):
+    """Without an eager forward pass the optimizer's hook is all there is."""
+    copied = copy.deepcopy(retrieval)
+    copied.cores.grad = torch.randn_like(copied.cores)
+    torch.optim.SGD(copied.parameters(), lr=0.5).step()
+    return copied
+
+
+@pytest.mark.parametrize(
+    "change", [change_by_optimizer, change_by_hand, change_by_load, change_a_copy, step_a_copy_that_only_runs_compiled]
+)
 def test_vectors_are_never_stale(change):
     torch.manual_seed(0)
     retrieval = tucker()
@@ -129,6 +140,17 @@ def test_vectors_are_never_stale(change):
     changed = change(retrieval)
     assert not torch.equal(stale[0], changed.left_vectors[..., 0])
     assert_fresh(changed)
+
+
+def test_one_step_decomposes_once_however_many_layers_came_and_went(monkeypatch):
+    for _ in range(3):
+        tucker()
+    gc.collect()
+    retrieval, calls = tucker(), []
+    monkeypatch.setattr(TuckerRetrieval, "refresh", lambda self: calls.append(self))
+    retrieval.cores.grad = torch.zeros_like(retrieval.cores)
+    torch.optim.SGD([retrieval.cores], lr=0.1).step()
+    assert [id(call) for call in calls] == [id(retrieval)]
 
 
 def test_auxiliary_loss_and_its_gradient_are_those_of_the_singular_values():

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from ultramem.data.formats import END_OF_DOCUMENT
 from ultramem.data.prepare import prepare
 
 
@@ -18,6 +19,8 @@ def command(
     text_field: str = "text",
     validation_fraction: float = 0.01,
     seed: int = 0,
+    separator: str = END_OF_DOCUMENT,
+    max_document_chars: int = 1 << 17,
 ) -> None:
     """Turn text into token files for training, split into training and validation by document.
 
@@ -33,6 +36,8 @@ def command(
         text_field: Field of JSON lines, or column of Parquet files, that holds the text.
         validation_fraction: Share of the documents that is kept for validation.
         seed: Another seed keeps other documents for validation.
+        separator: The token that ends each document, such as </s> for a Llama's tokenizer.
+        max_document_chars: A longer document is cut into several.
     """
     prepare(
         inputs,
@@ -42,4 +47,6 @@ def command(
         text_field=text_field,
         validation_fraction=validation_fraction,
         seed=seed,
+        separator=separator,
+        max_document_chars=max_document_chars,
     )

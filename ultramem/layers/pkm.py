@@ -5,6 +5,7 @@ Lample et al. 2019; the settings are UltraMem's Table 2, from "PKM" down to "IVE
 
 from math import isqrt
 
+import torch
 from torch import Tensor, nn
 
 from ultramem.layers.memory import MemoryOutput
@@ -26,7 +27,7 @@ class PKMLayer(nn.Module):
         num_keys: n: the table has n * n rows; with expansion the layer has sqrt(E) * n keys a side.
         key_size: D_k, width of a key of one side.
         value_size: D_v. Where it is not D, or E > 1, a linear projection follows the pooling.
-        top_k: m, slots a head.
+        top_k: m, slots a head; exact up to 128, the candidates a side beyond.
         num_heads: H.
         softmax: over the m scores of a head; else the raw scores weight the values.
         shared_query: all heads read one query.
@@ -97,7 +98,7 @@ class PKMLayer(nn.Module):
         )
         return MemoryOutput(
             hidden_states=self.out_proj(pooled),
-            auxiliary_loss=values.new_zeros((), dtype=hidden_states.dtype).float(),
+            auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
             scores=values.detach().sum(dim=2).view(batch, length, *slots.shape[1:]),
         )

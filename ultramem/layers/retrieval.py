@@ -3,6 +3,7 @@
 Shapes: N tokens, Q query sets, H heads, n keys a side, r ranks, d width a rank, m chosen slots, h cores.
 """
 
+from functools import cache
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -70,7 +71,8 @@ class TuckerRetrieval(nn.Module):
     """Slot (i, j) scores ``S_row[:, i]^T C S_col[:, j]``, filtered by C's leading singular vectors: UltraMem, TDQKR.
 
     C is the sum of h cores; each core also gives its own value (multi-core scoring). The singular vectors are buffers,
-    computed from the cores after every optimizer step, whoever steps it, without gradient.
+    computed from the cores after every optimizer step, whoever steps it, and after every load, without gradient. Only
+    writes through ``cores.data`` leave no trace: call `refresh` after them.
 
     Args:
         num_heads: H.
@@ -116,6 +118,11 @@ class TuckerRetrieval(nn.Module):
         nn.init.ones_(self.right_vectors)
         self.refresh()
 
+    def __setstate__(self, state: dict) -> None:
+        # A copy or an unpickled layer has not been through the constructor.
+        super().__setstate__(state)
+        _refresh_after_optimizer_steps(self)
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Recomputes the singular vectors of the summed cores, the leading pair's sign kept continuous."""
@@ -143,7 +150,7 @@ class TuckerRetrieval(nn.Module):
 
     def forward(self, query: Tensor) -> Retrieval:
         """Query ``(N, Q, 2, r, d)``."""
-        # The optimizer's hook cannot see cores changed by hand, loaded or copied; a compiled graph relies on the hook.
+        # The optimizer's hook does not see cores that were loaded or changed in place; a compiled graph relies on it.
         if not torch.compiler.is_compiling() and self._decomposed != self._cores_version():
             self.refresh()
         keys = self.keys().to(query.dtype)
@@ -156,9 +163,13 @@ _live: WeakSet[TuckerRetrieval] = WeakSet()
 
 
 def _refresh_after_optimizer_steps(retrieval: TuckerRetrieval) -> None:
-    if not _live:
-        register_optimizer_step_post_hook(_refresh_stepped)
+    _register_hook()
     _live.add(retrieval)
+
+
+@cache
+def _register_hook() -> None:
+    register_optimizer_step_post_hook(_refresh_stepped)
 
 
 def _refresh_stepped(optimizer: torch.optim.Optimizer, *_) -> None:

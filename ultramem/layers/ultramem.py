@@ -31,7 +31,7 @@ class UltraMemLayer(nn.Module):
         num_keys: n: the table has n * n rows; the layer has sqrt(E) * n keys a side.
         key_size: D_k, width of a key of one side over all ranks.
         value_size: D_v, width of a table row.
-        top_k: m, slots a head.
+        top_k: m, slots a head; from as many candidates a side, but at most 128.
         num_heads: H key sets that share one query.
         tucker_rank: r; divides D_k.
         num_cores: h; divides D_v.

@@ -118,7 +118,7 @@ def validate(
     loss = loss_sum / num_tokens
     result: dict[str, Any] = {
         "validation_loss": loss,
-        "perplexity": math.exp(loss),
+        "perplexity": math.exp(min(loss, 700.0)),  # beyond, no float holds it
         "bits_per_byte": loss / math.log(2) * tokens_per_byte,
     }
     if healths:
