@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
@@ -57,7 +58,7 @@ def load_model(path: Path) -> tuple[UltraMemForCausalLM, Path]:
         path: the folder.
 
     Returns:
-        The model in evaluation mode, on the CPU, in float32, and its tokenizer's file.
+        The model in evaluation mode, on the CPU, in the dtype that it was saved in, and its tokenizer's file.
 
     Raises:
         ValueError: the folder is neither, or the run has no checkpoint yet.
@@ -71,11 +72,17 @@ def load_model(path: Path) -> tuple[UltraMemForCausalLM, Path]:
     config_path, tokenizer = path / "config.json", path / "tokenizer.json"
     if not config_path.exists():
         raise ValueError(f"{path} is neither a run's folder nor an exported model: it has no config.json")
-    model_type = json.loads(config_path.read_text()).get("model_type")
+    try:
+        model_type = json.loads(config_path.read_text()).get("model_type")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{config_path} is damaged ({error}): export again, or restore it") from error
     if model_type != UltraMemConfig.model_type:
         raise ValueError(f"{path} holds a model of type {model_type!r}: {UltraMemConfig.model_type!r} is wanted")
     if not (path / "run.json").exists():
-        return UltraMemForCausalLM.from_pretrained(path).eval(), tokenizer
+        try:
+            return UltraMemForCausalLM.from_pretrained(path).eval(), tokenizer
+        except SafetensorError as error:
+            raise ValueError(f"the weights in {path} are damaged ({error}): export again") from error
     checkpoints = Checkpoints(path / "checkpoints")
     step = checkpoints.newest_step
     if step is None:
