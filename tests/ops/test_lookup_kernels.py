@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ultramem import ops
-from ultramem.ops.lookup import permutation, reference
+from ultramem.ops.lookup import reference
 
 kernels = pytest.importorskip("ultramem.ops.lookup.kernels")
 backward_kernels = pytest.importorskip("ultramem.ops.lookup.backward_kernels")
@@ -67,17 +67,21 @@ def assert_as_near_as_plain(operands, forward=kernels.lookup):
             assert (o - e).abs().max() <= 2 * (p - e).abs().max() + floor
 
 
-@pytest.mark.parametrize(("num_keys", "expansion"), [(2, 4), (9, 9), (30, 4), (100, 16)])
+@pytest.mark.parametrize(("num_keys", "expansion"), [(2, 4), (9, 9), (30, 4), (100, 16), (5, 1)])
 @pytest.mark.parametrize("seed", [0, 1, 2**40 + 12345, 0xFFFFFFFF])
-def test_the_permutation_is_the_references(num_keys, expansion, seed):
-    slots = torch.arange(num_keys**2, device=DEVICE)
-    physical, order = backward_kernels.sort_reads(slots, num_keys, expansion, seed)
-    assert torch.equal(physical.long()[order.argsort()], permutation.permute(slots, num_keys, seed))
-
-
-def test_a_single_expansion_is_not_shuffled():
-    physical, order = backward_kernels.sort_reads(torch.arange(25, device=DEVICE), 5, 1, 3)
-    assert torch.equal(physical.long(), order)
+def test_reads_are_sorted_by_the_references_rows(num_keys, expansion, seed):
+    slots = torch.arange(num_keys**2, device=DEVICE).view(expansion, -1)
+    tokens, k = slots.shape
+    weights = torch.empty(tokens, 3, k, device=DEVICE)
+    reads = backward_kernels.sort_reads(slots, weights, num_keys, expansion, seed)
+    rows, bags, weight_places = reads[:, : slots.numel()].long()
+    expected_rows, groups = ops.physical_rows(slots, num_keys, expansion, seed)
+    token, slot = weight_places // (3 * k), weight_places % (3 * k)
+    assert torch.equal(rows, expected_rows[token, slot])
+    assert torch.equal(rows, rows.sort().values)
+    assert torch.equal(bags, token * expansion + groups[token, slot])
+    assert torch.equal((token * k + slot).sort().values, torch.arange(slots.numel(), device=DEVICE))
+    assert (reads[0, slots.numel() :] == -1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

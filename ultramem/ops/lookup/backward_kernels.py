@@ -27,28 +27,81 @@ def _place_kernel(
     tl.store(physical + read, physical_slot(slot, seed, NUM_KEYS, EXPANSION), mask=read < num_reads)
 
 
-def sort_reads(slots: Tensor, num_keys: int, expansion: int, seed: int) -> tuple[Tensor, Tensor]:
-    """``row * E + group`` of all reads, ascending, and which read each of them is; both ``(N * K,)``."""
+@triton.jit
+def _locate_kernel(
+    physical,
+    order,
+    reads,
+    num_reads,
+    padded_reads,
+    NUM_SLOTS: tl.constexpr,
+    NUM_CORES: tl.constexpr,
+    EXPANSION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = position < num_reads
+    place = tl.load(physical + position, mask=real, other=-EXPANSION)
+    read = tl.load(order + position, mask=real, other=0)
+    token = read // NUM_SLOTS
+    inside = position < padded_reads
+    tl.store(reads + position, tl.where(real, place // EXPANSION, -1), mask=inside)
+    tl.store(reads + padded_reads + position, tl.where(real, token * EXPANSION + place % EXPANSION, 0), mask=inside)
+    weight = token * NUM_CORES * NUM_SLOTS + read % NUM_SLOTS
+    tl.store(reads + 2 * padded_reads + position, weight, mask=inside)
+
+
+def sort_reads(slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
+    """All reads, sorted by table row: ``(3, reads padded to whole tiles)`` integers.
+
+    Of every read its table row (-1: padding), its bag (``token * E + group``, the row of the pooled gradient) and the
+    place of its first core's weight: what the walk needs of it, so that it divides nothing.
+    """
+    num_reads = slots.numel()
     dtype = torch.int32 if num_keys**2 < 2**31 else torch.int64
-    physical = torch.empty(slots.numel(), dtype=dtype, device=slots.device)
-    grid = (triton.cdiv(slots.numel(), 1024),)
-    _place_kernel[grid](
+    physical = torch.empty(num_reads, dtype=dtype, device=slots.device)
+    _place_kernel[(triton.cdiv(num_reads, 1024),)](
         slots.contiguous(),
         physical,
         seed_argument(seed),
-        slots.numel(),
+        num_reads,
         NUM_KEYS=num_keys,
         EXPANSION=expansion,
         BLOCK=1024,
     )
-    return physical.sort(stable=True)
+    physical, order = physical.sort(stable=True)
+
+    num_tokens, num_cores, num_slots = weights.shape
+    padded_reads = triton.cdiv(num_reads, READS_A_TILE) * READS_A_TILE
+    largest = max(num_keys**2 // expansion, num_tokens * expansion, weights.numel())
+    dtype = torch.int32 if largest < 2**31 else torch.int64
+    reads = torch.empty(3, padded_reads, dtype=dtype, device=slots.device)
+    _locate_kernel[(triton.cdiv(padded_reads, 1024),)](
+        physical,
+        order,
+        reads,
+        num_reads,
+        padded_reads,
+        NUM_SLOTS=num_slots,
+        NUM_CORES=num_cores,
+        EXPANSION=expansion,
+        BLOCK=1024,
+    )
+    return reads
 
 
 @triton.jit
-def _row_at(physical, position, num_reads, EXPANSION: tl.constexpr):
+def _row_at(rows, position, num_reads):
     """The table row of sorted reads; -1 where there is none."""
-    inside = (position >= 0) & (position < num_reads)
-    return tl.load(physical + position, mask=inside, other=-EXPANSION) // EXPANSION
+    return tl.load(rows + position, mask=(position >= 0) & (position < num_reads), other=-1)
+
+
+@triton.jit
+def _load(pointers, inside):
+    if inside is None:
+        return tl.load(pointers)
+    else:
+        return tl.load(pointers, mask=inside, other=0)
 
 
 @triton.jit
@@ -66,12 +119,30 @@ def _store_row(
 
 
 @triton.jit
+def _store_partial(partial, total, column, inside, WIDTH: tl.constexpr):
+    """A float32 sum as its upper and its lower 16 bits.
+
+    A store of float32 spreads columns over threads otherwise than the loads of 16-bit rows do, and the compiler would
+    rearrange the sum between threads at every read, for the few that are stored.
+    """
+    bits = total.to(tl.uint32, bitcast=True)
+    tl.store(partial + column, (bits >> 16).to(tl.uint16), mask=inside)
+    tl.store(partial + WIDTH + column, (bits & 0xFFFF).to(tl.uint16), mask=inside)
+
+
+@triton.jit
+def _load_partial(partial, column, inside, WIDTH: tl.constexpr):
+    upper = tl.load(partial + column, mask=inside, other=0).to(tl.uint32)
+    lower = tl.load(partial + WIDTH + column, mask=inside, other=0).to(tl.uint32)
+    return ((upper << 16) | lower).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _walk_kernel(
     grad_pooled,
     table,
     weights,
-    physical,
-    order,
+    reads,
     targets,
     owners,
     grad_rows,
@@ -80,7 +151,6 @@ def _walk_kernel(
     num_reads,
     NUM_SLOTS: tl.constexpr,
     NUM_CORES: tl.constexpr,
-    EXPANSION: tl.constexpr,
     WIDTH: tl.constexpr,
     COMPACT: tl.constexpr,
     TILE: tl.constexpr,
@@ -90,65 +160,62 @@ def _walk_kernel(
 ):
     CHUNK: tl.constexpr = WIDTH // NUM_CORES
     core = tl.arange(0, CORES)
+    real_core = core < NUM_CORES
     in_chunk = tl.arange(0, COLUMNS)
     column = core[:, None] * CHUNK + in_chunk[None, :]
-    inside = (core < NUM_CORES)[:, None] & (in_chunk < CHUNK)[None, :]
+    inside = None if CORES * COLUMNS == WIDTH else real_core[:, None] & (in_chunk < CHUNK)[None, :]
 
     tile = tl.program_id(0).to(tl.int64)
     first = tile * TILE
-    row_before = _row_at(physical, first - 1, num_reads, EXPANSION)
+    bags = reads + num_reads
+    places = bags + num_reads
+    row_before = _row_at(reads, first - 1, num_reads)
     total = tl.zeros((CORES, COLUMNS), tl.float32)
     for start in range(0, TILE, READS):
         rows = ()
-        weight_indices = ()
+        weight_places = ()
         read_weights = ()
         values = ()
         gradients = ()
         for i in tl.static_range(READS):
             position = first + start + i
-            live = position < num_reads
-            place = tl.load(physical + position, mask=live, other=-EXPANSION)
-            read = tl.load(order + position, mask=live, other=0)
-            token = read // NUM_SLOTS
-            bag = token * EXPANSION + place % EXPANSION
-            row = place // EXPANSION
+            row = tl.load(reads + position)
+            bag = tl.load(bags + position).to(tl.int64)
+            weight_place = tl.load(places + position) + core * NUM_SLOTS
             rows += (row,)
-            weight_index = (token * NUM_CORES + core) * NUM_SLOTS + read % NUM_SLOTS
-            weight_indices += (weight_index,)
-            read_weights += (tl.load(weights + weight_index, mask=(core < NUM_CORES) & live, other=0).to(tl.float32),)
-            values += (tl.load(table + row.to(tl.int64) * WIDTH + column, mask=inside & live, other=0),)
-            gradients += (tl.load(grad_pooled + bag * WIDTH + column, mask=inside & live, other=0),)
-        rows += (_row_at(physical, first + start + READS, num_reads, EXPANSION),)
+            weight_places += (weight_place,)
+            read_weights += (tl.load(weights + weight_place, mask=real_core, other=0).to(tl.float32),)
+            values += (_load(table + tl.maximum(row, 0).to(tl.int64) * WIDTH + column, inside),)
+            gradients += (_load(grad_pooled + bag * WIDTH + column, inside),)
+        rows += (_row_at(reads, first + start + READS, num_reads),)
 
         for i in tl.static_range(READS):
-            position = first + start + i
             gradient = gradients[i].to(tl.float32)
             grad_weight = tl.sum(values[i].to(tl.float32) * gradient, axis=1)
-            tl.store(grad_weights + weight_indices[i], grad_weight, mask=(core < NUM_CORES) & (position < num_reads))
+            tl.store(grad_weights + weight_places[i], grad_weight, mask=real_core & (rows[i] >= 0))
             total += read_weights[i][:, None] * gradient
             if rows[i] != rows[i + 1]:
                 if rows[i] != row_before:
+                    position = first + start + i
                     _store_row(owners, grad_rows, targets, position, rows[i], total, column, inside, WIDTH, COMPACT)
                 else:
-                    tl.store(partials + tile * 2 * WIDTH + column, total, mask=inside)
+                    _store_partial(partials + tile * 4 * WIDTH, total, column, inside, WIDTH)
                 total = tl.zeros((CORES, COLUMNS), tl.float32)
 
-    last = tl.minimum(first + TILE, num_reads) - 1
-    row = _row_at(physical, last, num_reads, EXPANSION)
-    if _row_at(physical, last + 1, num_reads, EXPANSION) == row:
+    row = _row_at(reads, first + TILE - 1, num_reads)
+    if _row_at(reads, first + TILE, num_reads) == row:
         begins_here = (row != row_before).to(tl.int64)
-        tl.store(partials + (tile * 2 + begins_here) * WIDTH + column, total, mask=inside)
+        _store_partial(partials + (tile * 2 + begins_here) * 2 * WIDTH, total, column, inside, WIDTH)
 
 
 @triton.jit
 def _merge_kernel(
-    physical,
+    reads,
     targets,
     owners,
     grad_rows,
     partials,
     num_reads,
-    EXPANSION: tl.constexpr,
     WIDTH: tl.constexpr,
     COMPACT: tl.constexpr,
     TILE: tl.constexpr,
@@ -159,18 +226,18 @@ def _merge_kernel(
     tile = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
     inside = column < WIDTH
-    last = tl.minimum(tile * TILE + TILE, num_reads) - 1
-    row = _row_at(physical, last, num_reads, EXPANSION)
-    row_before = _row_at(physical, tile * TILE - 1, num_reads, EXPANSION)
-    row_after = _row_at(physical, last + 1, num_reads, EXPANSION)
-    if (row_after == row) & (row_before != row):
-        total = tl.load(partials + (tile * 2 + 1) * WIDTH + column, mask=inside, other=0)
+    last = tile * TILE + TILE - 1
+    row = _row_at(reads, last, num_reads)
+    row_before = _row_at(reads, tile * TILE - 1, num_reads)
+    row_after = _row_at(reads, last + 1, num_reads)
+    if (row_after == row) & (row_before != row) & (row >= 0):
+        total = _load_partial(partials + (tile * 2 + 1) * 2 * WIDTH, column, inside, WIDTH)
         following = tile + 1
-        while _row_at(physical, following * TILE, num_reads, EXPANSION) == row:
+        while _row_at(reads, following * TILE, num_reads) == row:
             tiles = following + tl.arange(0, TILES)
-            same = _row_at(physical, tiles * TILE, num_reads, EXPANSION) == row
-            heads = partials + tiles[:, None] * 2 * WIDTH + column[None, :]
-            total += tl.sum(tl.load(heads, mask=same[:, None] & inside[None, :], other=0), axis=0)
+            same = _row_at(reads, tiles * TILE, num_reads) == row
+            heads = partials + tiles[:, None] * 4 * WIDTH
+            total += tl.sum(_load_partial(heads, column[None, :], same[:, None] & inside[None, :], WIDTH), axis=0)
             following += TILES
         _store_row(owners, grad_rows, targets, last, row, total, column, inside, WIDTH, COMPACT)
 
@@ -189,9 +256,7 @@ def _row_sums(
     grad_pooled: Tensor,
     table: Tensor,
     weights: Tensor,
-    physical: Tensor,
-    order: Tensor,
-    expansion: int,
+    reads: Tensor,
     grad_rows: Tensor,
     owners: Tensor,
     targets: Tensor | None = None,
@@ -203,24 +268,22 @@ def _row_sums(
     """
     _, num_cores, num_slots = weights.shape
     width = table.shape[1]
-    num_reads = physical.numel()
-    num_tiles = triton.cdiv(num_reads, READS_A_TILE)
+    num_reads = reads.shape[1]
+    num_tiles = num_reads // READS_A_TILE
     cores, columns = triton.next_power_of_2(num_cores), triton.next_power_of_2(width // num_cores)
     settings = {
-        "EXPANSION": expansion,
         "WIDTH": width,
         "COMPACT": targets is not None,
         "TILE": READS_A_TILE,
         "num_warps": min(16, max(1, cores * columns // 256)),
     }
     grad_weights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
-    partials = torch.empty(num_tiles, 2, width, dtype=torch.float32, device=table.device)
+    partials = torch.empty(num_tiles, 2, 2, width, dtype=torch.uint16, device=table.device)
     _walk_kernel[(num_tiles,)](
         grad_pooled.contiguous(),
         table.contiguous(),
         weights.contiguous(),
-        physical,
-        order,
+        reads,
         targets,
         owners,
         grad_rows,
@@ -235,7 +298,7 @@ def _row_sums(
         **settings,
     )
     _merge_kernel[(num_tiles,)](
-        physical,
+        reads,
         targets,
         owners,
         grad_rows,
@@ -255,10 +318,10 @@ def lookup_backward(
     num_rows, width = table.shape
     if slots.numel() == 0:
         return torch.zeros_like(table), torch.zeros_like(weights)
-    physical, order = sort_reads(slots, num_keys, expansion, seed)
+    reads = sort_reads(slots, weights, num_keys, expansion, seed)
     touched = torch.zeros(num_rows, dtype=torch.bool, device=table.device)
     grad_table = torch.empty(table.shape, dtype=table.dtype, device=table.device)
-    grad_weights = _row_sums(grad_pooled, table, weights, physical, order, expansion, grad_table, touched)
+    grad_weights = _row_sums(grad_pooled, table, weights, reads, grad_table, touched)
     columns = triton.next_power_of_2(width)
     rows = max(1, 4096 // columns)
     _zero_kernel[(triton.cdiv(num_rows, rows),)](touched, grad_table, num_rows, WIDTH=width, ROWS=rows, COLUMNS=columns)
@@ -274,12 +337,12 @@ def lookup_backward_rows(
     """
     if slots.numel() == 0:
         return slots.new_empty(0), table.new_empty(0, table.shape[1]), torch.zeros_like(weights)
-    physical, order = sort_reads(slots, num_keys, expansion, seed)
-    row_of_read = physical // expansion
+    reads = sort_reads(slots, weights, num_keys, expansion, seed)
+    row_of_read = reads[0, : slots.numel()]
     begins = row_of_read != row_of_read.roll(1)
     begins[0] = False
     targets = begins.cumsum(0, dtype=torch.int32)
     rows = slots.new_empty(int(targets[-1]) + 1)
     grad_rows = table.new_empty(rows.numel(), table.shape[1])
-    grad_weights = _row_sums(grad_pooled, table, weights, physical, order, expansion, grad_rows, rows, targets)
+    grad_weights = _row_sums(grad_pooled, table, weights, reads, grad_rows, rows, targets)
     return rows, grad_rows, grad_weights
