@@ -4,10 +4,11 @@ from ultramem import recipes
 from ultramem.accounting import count_active_parameters, count_flops, count_parameters
 
 FAMILIES = ("cpu", "gpu-25m", "gpu-100m")
+RIVALS = ("dense", "moe", "moe-fine", "pkm", "ultramem")
 
 
 def family(name):
-    return {rival: recipes.get(f"{name}-{rival}") for rival in ("dense", "moe", "pkm", "ultramem")}
+    return {rival: recipes.get(f"{name}-{rival}") for rival in RIVALS}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,6 +10,7 @@ from rich.console import Console
 from ultramem import report
 from ultramem.cli.overrides import resolve, run_flags
 from ultramem.compare import compare, compute_warnings
+from ultramem.recipes import matching
 
 RunFlags: Any = run_flags(but=("seed",))
 
@@ -33,13 +34,13 @@ def command(
     ultramem compare cpu-dense cpu-moe cpu-pkm cpu-ultramem --data data/corpus --out runs/rivals --seeds 0 1 2
 
     Args:
-        recipes: Names of the recipes; `ultramem info` lists them.
+        recipes: Names of the recipes, or quoted patterns such as 'ladder-cpu-*'; `ultramem info` lists them.
         data: Folder made by `ultramem prepare`.
         out: Folder of the comparison; made if it is not there.
         seeds: Each recipe is trained once with each of these.
         config: JSON with settings that change all recipes.
     """
-    configs = [resolve(recipe, config, flags) for recipe in recipes]
+    configs = [resolve(recipe, config, flags) for pattern in recipes for recipe in matching(pattern)]
     for warning in compute_warnings(configs):
         print(f"warning: {warning}", file=sys.stderr)
     comparison = compare(configs, data=data, out=out, seeds=seeds)

@@ -4,6 +4,7 @@
 equal-compute families for a laptop and for one GPU.
 """
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -33,6 +34,24 @@ def get(name: str) -> TrainConfig:
         hint = f"the nearest are {', '.join(near)}" if near else "`ultramem info` lists all"
         raise ValueError(f"recipe {name!r} does not exist: {hint}")
     return replace(RECIPES[name].build(), name=name)
+
+
+def matching(pattern: str) -> list[str]:
+    """Names that fit a shell's pattern, such as "ladder-cpu-*"; a name without `*`, `?` and `[` stands for itself.
+
+    Raises:
+        ValueError: no name fits.
+
+    Example:
+        >>> matching("dense-1*")
+        ['dense-151m', 'dense-1.6b']
+    """
+    if not set(pattern) & set("*?["):
+        return [pattern]
+    found = fnmatch.filter(RECIPES, pattern)
+    if not found:
+        raise ValueError(f"recipe {pattern!r} fits no name: `ultramem info` lists all")
+    return found
 
 
 def names() -> list[str]:
