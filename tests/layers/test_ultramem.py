@@ -143,7 +143,7 @@ def test_impossible_sizes_are_named(change, named):
         make_layer(**change)
 
 
-def test_a_table_of_another_size_is_named():
+def test_a_table_that_is_too_small_is_named():
     layer, _ = make_layer()
-    with pytest.raises(ValueError, match="table has 49 rows"):
-        layer(torch.randn(1, 2, HIDDEN), Table(49, VALUE, std=1.0))
+    with pytest.raises(ValueError, match="table has 35 rows"):
+        layer(torch.randn(1, 2, HIDDEN), Table(35, VALUE, std=1.0))

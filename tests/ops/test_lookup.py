@@ -7,9 +7,12 @@ from ultramem import ops
 from ultramem.ops.lookup import _lookup, _lookup_sparse
 
 
-def naive(table, slots, weights, num_keys, expansion, seed):
+def naive(table, slots, weights, num_keys, expansion, seed, first_row=0, by_group=True):
     """The sum over virtual tables: one row at a time."""
     rows, groups = ops.physical_rows(slots, num_keys, expansion, seed)
+    rows = (first_row + rows) % len(table)
+    if not by_group:
+        expansion, groups = 1, torch.zeros_like(groups)
     num_tokens, num_cores, num_slots = weights.shape
     out = table.new_zeros(num_tokens, expansion, num_cores, table.shape[1] // num_cores)
     chunks = table.view(len(table), num_cores, -1)
@@ -30,16 +33,34 @@ SIZES = [
 ]
 
 
+# rows of the table beside those of the slots, where these begin, and whether groups are kept apart
+WINDOWS = [(0, 0, True), (11, 7, True), (5, -1, False), (0, 0, False)]
+
+
 @pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_pools_like_the_sum_over_virtual_tables(size, sparse):
+def test_pools_like_the_sum_over_virtual_tables(size, window, sparse):
     tokens, k, num_keys, expansion, cores, width = size
+    other_rows, first_row, by_group = window
+    num_rows = num_keys**2 // expansion + other_rows
+    first_row %= num_rows
     torch.manual_seed(0)
-    table = torch.randn(num_keys**2 // expansion, width, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(num_rows, width, dtype=torch.float64, requires_grad=True)
     weights = torch.randn(tokens, cores, k, dtype=torch.float64, requires_grad=True)
     slots = torch.randint(num_keys**2, (tokens, k))
-    out = ops.lookup(table, slots, weights, num_keys=num_keys, expansion=expansion, seed=3, sparse=sparse)
-    expected = naive(table, slots, weights, num_keys, expansion, 3)
+    out = ops.lookup(
+        table,
+        slots,
+        weights,
+        num_keys=num_keys,
+        expansion=expansion,
+        seed=3,
+        first_row=first_row,
+        by_group=by_group,
+        sparse=sparse,
+    )
+    expected = naive(table, slots, weights, num_keys, expansion, 3, first_row, by_group)
     torch.testing.assert_close(out, expected)
     direction = torch.randn_like(out)
     ours = torch.autograd.grad(out, (table, weights), direction)
@@ -88,6 +109,14 @@ def test_every_row_serves_one_slot_of_each_group(physical_side, root, seed):
     assert (pairs == 1).all()
 
 
+def test_windows_of_one_table_wrap_at_its_end():
+    slots = torch.arange(36)
+    local, groups = ops.physical_rows(slots, 6, 4, 0)
+    rows, same_groups = ops.physical_rows(slots, 6, 4, 0, first_row=8, num_rows=12)
+    assert torch.equal(groups, same_groups)
+    assert torch.equal(rows, torch.where(local < 4, local + 8, local - 4))
+
+
 def test_copies_of_a_row_are_spread_like_random_ones():
     num_keys, expansion = 200, 4
     rows, groups = ops.physical_rows(torch.arange(num_keys**2), num_keys, expansion, 0)
@@ -132,7 +161,9 @@ def test_custom_op_contract(operation):
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     if operation is _lookup:
         checks += ("test_aot_dispatch_dynamic",)
-    torch.library.opcheck(operation, (table, torch.randint(100, (7, 5)), weights, 10, 4, 1), test_utils=checks)
+    for placement in (([10, 4, 1, 0], 4), ([6, 4, 1, 20], 1)):
+        slots = torch.randint(placement[0][0] ** 2, (7, 5))
+        torch.library.opcheck(operation, (table, slots, weights, *placement), test_utils=checks)
 
 
 @pytest.mark.parametrize(
@@ -142,3 +173,9 @@ def test_custom_op_contract(operation):
 def test_shapes_that_do_not_belong_together_are_named(slots, weights, num_keys, named):
     with pytest.raises(ValueError, match=named):
         ops.lookup(torch.randn(9, 8), torch.zeros(slots).long(), torch.randn(weights), num_keys=num_keys, expansion=4)
+
+
+@pytest.mark.parametrize("first_row", [-1, 9])
+def test_a_window_that_begins_outside_is_named(first_row):
+    with pytest.raises(ValueError, match=f"first_row is {first_row}: the table has rows 0 to 8"):
+        ops.lookup(torch.randn(9, 8), torch.zeros(1, 1).long(), torch.ones(1, 1, 1), num_keys=2, first_row=first_row)

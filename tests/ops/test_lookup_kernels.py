@@ -5,6 +5,7 @@ import torch
 
 from ultramem import ops
 from ultramem.ops.lookup import reference
+from ultramem.ops.lookup.permutation import Placement
 
 kernels = pytest.importorskip("ultramem.ops.lookup.kernels")
 backward_kernels = pytest.importorskip("ultramem.ops.lookup.backward_kernels")
@@ -31,16 +32,18 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(backward_kernels, "READS_A_TILE", 16)
 
 
-def operands(size, dtype=torch.float32, skewed=False):
+def operands(size, dtype=torch.float32, skewed=False, other_rows=0, first_row=0, num_groups=None):
+    """The last three: in which window of the table the slots lie, and in how many groups they are pooled, if not E."""
     tokens, k, num_keys, expansion, cores, width = size
+    num_groups = num_groups or expansion
     generator = torch.Generator().manual_seed(0)
-    table = torch.randn(num_keys**2 // expansion, width, generator=generator).to(DEVICE, dtype)
+    table = torch.randn(num_keys**2 // expansion + other_rows, width, generator=generator).to(DEVICE, dtype)
     slots = torch.randint(num_keys**2, (tokens, k), generator=generator)
     if skewed:  # most reads are of one row
         slots[torch.rand(tokens, k, generator=generator) < 0.8] = 1
     weights = torch.randn(tokens, cores, k, generator=generator).to(DEVICE)
-    gradient = torch.randn(tokens, expansion, width, generator=generator).to(DEVICE, dtype)
-    return table, slots.to(DEVICE), weights, gradient, (num_keys, expansion, 3)
+    gradient = torch.randn(tokens, num_groups, width, generator=generator).to(DEVICE, dtype)
+    return table, slots.to(DEVICE), weights, gradient, (Placement(num_keys, expansion, 3, first_row), num_groups)
 
 
 def all_results(forward, backward, table, slots, weights, gradient, placement):
@@ -69,17 +72,22 @@ def assert_as_near_as_plain(operands, forward=kernels.lookup):
 
 @pytest.mark.parametrize(("num_keys", "expansion"), [(2, 4), (9, 9), (30, 4), (100, 16), (5, 1)])
 @pytest.mark.parametrize("seed", [0, 1, 2**40 + 12345, 0xFFFFFFFF])
-def test_reads_are_sorted_by_the_references_rows(num_keys, expansion, seed):
+@pytest.mark.parametrize("window", [(0, 0), (7, -1)], ids=str)
+@pytest.mark.parametrize("by_group", [True, False])
+def test_reads_are_sorted_by_the_references_rows(num_keys, expansion, seed, window, by_group):
     slots = torch.arange(num_keys**2, device=DEVICE).view(expansion, -1)
     tokens, k = slots.shape
     weights = torch.empty(tokens, 3, k, device=DEVICE)
-    reads = backward_kernels.sort_reads(slots, weights, num_keys, expansion, seed)
+    num_rows = k + window[0]
+    placement = Placement(num_keys, expansion, seed, window[1] % num_rows)
+    num_groups = expansion if by_group else 1
+    reads = backward_kernels.sort_reads(slots, weights, num_rows, placement, num_groups)
     rows, bags, weight_places = reads[:, : slots.numel()].long()
-    expected_rows, groups = ops.physical_rows(slots, num_keys, expansion, seed)
+    expected_rows, groups = ops.physical_rows(slots, *placement, num_rows)
     token, slot = weight_places // (3 * k), weight_places % (3 * k)
     assert torch.equal(rows, expected_rows[token, slot])
     assert torch.equal(rows, rows.sort().values)
-    assert torch.equal(bags, token * expansion + groups[token, slot])
+    assert torch.equal(bags, token * num_groups + groups[token, slot] % num_groups)
     assert torch.equal((token * k + slot).sort().values, torch.arange(slots.numel(), device=DEVICE))
     assert (reads[0, slots.numel() :] == -1).all()
 
@@ -89,6 +97,12 @@ def test_reads_are_sorted_by_the_references_rows(num_keys, expansion, seed):
 @pytest.mark.usefixtures("poisoned_memory")
 def test_forward_and_every_gradient(size, dtype):
     assert_as_near_as_plain(operands(size, dtype))
+
+
+@pytest.mark.parametrize("window", [dict(other_rows=9, first_row=20), dict(num_groups=1)], ids=str)
+@pytest.mark.usefixtures("poisoned_memory")
+def test_a_window_of_a_table_and_groups_pooled_together(window):
+    assert_as_near_as_plain(operands((7, 5, 10, 4, 2, 12), torch.bfloat16, **window))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -119,24 +133,27 @@ def test_two_runs_give_the_same_bits():
 @pytest.mark.skipif(not ON_GPU, reason="the dispatcher chooses a kernel for CUDA tensors only")
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_operation_uses_them_and_can_be_told_not_to(sparse):
-    table, slots, weights, gradient, (num_keys, expansion, seed) = operands((50, 33, 40, 4, 2, 96))
+    table, slots, weights, gradient, (placement, num_groups) = operands(
+        (50, 33, 40, 4, 2, 96), other_rows=9, first_row=7
+    )
     results = []
     for leaf in (table, table.double()):  # float64 is left to the reference
         leaf = leaf.clone().requires_grad_()
         values = weights.detach().clone().to(leaf.dtype).requires_grad_()
-        pooled = ops.lookup(leaf, slots, values, num_keys=num_keys, expansion=expansion, seed=seed, sparse=sparse)
+        pooled = ops.lookup(leaf, slots, values, **placement._asdict(), sparse=sparse)
         pooled.backward(gradient.to(leaf.dtype))
         results.append((pooled, leaf.grad.to_dense() if sparse else leaf.grad, values.grad))
     for ours, exact in zip(*results, strict=True):
         torch.testing.assert_close(ours, exact, check_dtype=False, rtol=1e-4, atol=1e-4)
     with ops.use_reference():
-        pooled = ops.lookup(table, slots, weights, num_keys=num_keys, expansion=expansion, seed=seed)
-    assert torch.equal(pooled, reference.lookup(table, slots, weights, num_keys, expansion, seed))
+        pooled = ops.lookup(table, slots, weights, **placement._asdict())
+    assert torch.equal(pooled, reference.lookup(table, slots, weights, placement, num_groups))
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs gigabytes of memory and a GPU's speed")
 def test_element_offsets_beyond_31_bits_are_right():
     num_keys, expansion, width = 4200, 4, 512
+    placement = Placement(num_keys, expansion)
     table = torch.zeros(num_keys**2 // expansion, width, dtype=torch.bfloat16, device=DEVICE)
     assert table.numel() > 2**31
     slots = torch.randint(num_keys**2, (64, 84), device=DEVICE)
@@ -144,12 +161,12 @@ def test_element_offsets_beyond_31_bits_are_right():
     late = rows > 2**31 // width
     assert late.any()
     table[2**31 // width + 1 :] = 1
-    pooled = kernels.lookup(table, slots, torch.ones(64, 2, 84, device=DEVICE), num_keys, expansion, 0)
+    pooled = kernels.lookup(table, slots, torch.ones(64, 2, 84, device=DEVICE), placement, expansion)
     counts = torch.zeros(64, expansion, device=DEVICE).scatter_add_(1, groups, late.float())
     assert torch.equal(pooled.float(), counts[:, :, None].expand_as(pooled))
     gradient = torch.ones_like(pooled)
     dense, grad_weights = backward_kernels.lookup_backward(
-        gradient, table, slots, torch.ones(64, 2, 84, device=DEVICE), num_keys, expansion, 0
+        gradient, table, slots, torch.ones(64, 2, 84, device=DEVICE), placement, expansion
     )
     assert torch.equal(dense[:, 0].float(), rows.flatten().bincount(minlength=len(table)).float())
     assert torch.equal(grad_weights, (late[:, None] * width / 2).expand_as(grad_weights))

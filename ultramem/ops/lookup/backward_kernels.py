@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ultramem.ops.lookup.kernels import physical_slot, seed_argument
+from ultramem.ops.lookup.kernels import physical_rows, seed_argument
+from ultramem.ops.lookup.permutation import Placement
 
 READS_A_TILE = 128
 READS_A_STEP = 8
@@ -20,11 +21,21 @@ TILES_A_LOAD = 16
 
 @triton.jit
 def _place_kernel(
-    slots, physical, seed, num_reads, NUM_KEYS: tl.constexpr, EXPANSION: tl.constexpr, BLOCK: tl.constexpr
+    slots,
+    physical,
+    seed,
+    first_row,
+    num_rows,
+    num_reads,
+    NUM_KEYS: tl.constexpr,
+    EXPANSION: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     read = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots + read, mask=read < num_reads, other=0)
-    tl.store(physical + read, physical_slot(slot, seed, NUM_KEYS, EXPANSION), mask=read < num_reads)
+    row, group = physical_rows(slot, seed, first_row, num_rows, NUM_KEYS, EXPANSION)
+    tl.store(physical + read, row * GROUPS + group % GROUPS, mask=read < num_reads)
 
 
 @triton.jit
@@ -36,44 +47,47 @@ def _locate_kernel(
     padded_reads,
     NUM_SLOTS: tl.constexpr,
     NUM_CORES: tl.constexpr,
-    EXPANSION: tl.constexpr,
+    GROUPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     position = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = position < num_reads
-    place = tl.load(physical + position, mask=real, other=-EXPANSION)
+    place = tl.load(physical + position, mask=real, other=-GROUPS)
     read = tl.load(order + position, mask=real, other=0)
     token = read // NUM_SLOTS
     inside = position < padded_reads
-    tl.store(reads + position, tl.where(real, place // EXPANSION, -1), mask=inside)
-    tl.store(reads + padded_reads + position, tl.where(real, token * EXPANSION + place % EXPANSION, 0), mask=inside)
+    tl.store(reads + position, tl.where(real, place // GROUPS, -1), mask=inside)
+    tl.store(reads + padded_reads + position, tl.where(real, token * GROUPS + place % GROUPS, 0), mask=inside)
     weight = token * NUM_CORES * NUM_SLOTS + read % NUM_SLOTS
     tl.store(reads + 2 * padded_reads + position, weight, mask=inside)
 
 
-def sort_reads(slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
+def sort_reads(slots: Tensor, weights: Tensor, num_rows: int, placement: Placement, num_groups: int) -> Tensor:
     """All reads, sorted by table row: ``(3, reads padded to whole tiles)`` integers.
 
-    Of every read its table row (-1: padding), its bag (``token * E + group``, the row of the pooled gradient) and the
-    place of its first core's weight: what the walk needs of it, so that it divides nothing.
+    Of every read its table row (-1: padding), its bag (``token * groups + group``, the row of the pooled gradient) and
+    the place of its first core's weight: what the walk needs of it, so that it divides nothing.
     """
     num_reads = slots.numel()
-    dtype = torch.int32 if num_keys**2 < 2**31 else torch.int64
+    dtype = torch.int32 if num_rows * num_groups < 2**31 else torch.int64
     physical = torch.empty(num_reads, dtype=dtype, device=slots.device)
     _place_kernel[(triton.cdiv(num_reads, 1024),)](
         slots.contiguous(),
         physical,
-        seed_argument(seed),
+        seed_argument(placement.seed),
+        placement.first_row,
+        num_rows,
         num_reads,
-        NUM_KEYS=num_keys,
-        EXPANSION=expansion,
+        NUM_KEYS=placement.num_keys,
+        EXPANSION=placement.expansion,
+        GROUPS=num_groups,
         BLOCK=1024,
     )
     physical, order = physical.sort(stable=True)
 
     num_tokens, num_cores, num_slots = weights.shape
     padded_reads = triton.cdiv(num_reads, READS_A_TILE) * READS_A_TILE
-    largest = max(num_keys**2 // expansion, num_tokens * expansion, weights.numel())
+    largest = max(num_rows, num_tokens * num_groups, weights.numel())
     dtype = torch.int32 if largest < 2**31 else torch.int64
     reads = torch.empty(3, padded_reads, dtype=dtype, device=slots.device)
     _locate_kernel[(triton.cdiv(padded_reads, 1024),)](
@@ -84,7 +98,7 @@ def sort_reads(slots: Tensor, weights: Tensor, num_keys: int, expansion: int, se
         padded_reads,
         NUM_SLOTS=num_slots,
         NUM_CORES=num_cores,
-        EXPANSION=expansion,
+        GROUPS=num_groups,
         BLOCK=1024,
     )
     return reads
@@ -185,14 +199,16 @@ def _walk_kernel(
             rows += (row,)
             weight_places += (weight_place,)
             read_weights += (tl.load(weights + weight_place, mask=real_core, other=0).to(tl.float32),)
-            values += (_load(table + tl.maximum(row, 0).to(tl.int64) * WIDTH + column, inside),)
+            if grad_weights is not None:
+                values += (_load(table + tl.maximum(row, 0).to(tl.int64) * WIDTH + column, inside),)
             gradients += (_load(grad_pooled + bag * WIDTH + column, inside),)
         rows += (_row_at(reads, first + start + READS, num_reads),)
 
         for i in tl.static_range(READS):
             gradient = gradients[i].to(tl.float32)
-            grad_weight = tl.sum(values[i].to(tl.float32) * gradient, axis=1)
-            tl.store(grad_weights + weight_places[i], grad_weight, mask=real_core & (rows[i] >= 0))
+            if grad_weights is not None:
+                grad_weight = tl.sum(values[i].to(tl.float32) * gradient, axis=1)
+                tl.store(grad_weights + weight_places[i], grad_weight, mask=real_core & (rows[i] >= 0))
             total += read_weights[i][:, None] * gradient
             if rows[i] != rows[i + 1]:
                 if rows[i] != row_before:
@@ -259,9 +275,10 @@ def _row_sums(
     reads: Tensor,
     grad_rows: Tensor,
     owners: Tensor,
-    targets: Tensor | None = None,
-) -> Tensor:
-    """Fills `grad_rows` and returns the gradient of the weights.
+    targets: Tensor | None,
+    grad_weights: Tensor | None,
+) -> None:
+    """Fills `grad_rows` and `owners`, and `grad_weights` where they are wanted.
 
     A row's gradient goes to the row's own place, and ``owners`` (bool) says that it has one; or to the `targets` of its
     reads, and ``owners`` (int64) says whose it is.
@@ -277,7 +294,6 @@ def _row_sums(
         "TILE": READS_A_TILE,
         "num_warps": min(16, max(1, cores * columns // 256)),
     }
-    grad_weights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
     partials = torch.empty(num_tiles, 2, 2, width, dtype=torch.uint16, device=table.device)
     _walk_kernel[(num_tiles,)](
         grad_pooled.contiguous(),
@@ -308,41 +324,68 @@ def _row_sums(
         COLUMNS=triton.next_power_of_2(width),
         **settings,
     )
-    return grad_weights
 
 
-def lookup_backward(
-    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """The dense gradient of the table ``(R, D_v)`` and that of the weights ``(N, h, K)``."""
+def table_gradient(
+    grad_pooled: Tensor,
+    table: Tensor,
+    slots: Tensor,
+    weights: Tensor,
+    placement: Placement,
+    num_groups: int,
+    grad_weights: Tensor | None = None,
+) -> Tensor:
+    """The dense gradient of the table ``(R, D_v)``; fills `grad_weights` ``(N, h, K)`` where it is given."""
     num_rows, width = table.shape
     if slots.numel() == 0:
-        return torch.zeros_like(table), torch.zeros_like(weights)
-    reads = sort_reads(slots, weights, num_keys, expansion, seed)
+        return torch.zeros_like(table)
+    reads = sort_reads(slots, weights, num_rows, placement, num_groups)
     touched = torch.zeros(num_rows, dtype=torch.bool, device=table.device)
     grad_table = torch.empty(table.shape, dtype=table.dtype, device=table.device)
-    grad_weights = _row_sums(grad_pooled, table, weights, reads, grad_table, touched)
+    _row_sums(grad_pooled, table, weights, reads, grad_table, touched, None, grad_weights)
     columns = triton.next_power_of_2(width)
     rows = max(1, 4096 // columns)
     _zero_kernel[(triton.cdiv(num_rows, rows),)](touched, grad_table, num_rows, WIDTH=width, ROWS=rows, COLUMNS=columns)
-    return grad_table, grad_weights
+    return grad_table
 
 
-def lookup_backward_rows(
-    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The touched rows ``(U,)`` ascending, their gradients ``(U, D_v)``, and the gradient of the weights.
+def row_gradients(
+    grad_pooled: Tensor,
+    table: Tensor,
+    slots: Tensor,
+    weights: Tensor,
+    placement: Placement,
+    num_groups: int,
+    grad_weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The touched rows ``(U,)`` ascending and their gradients ``(U, D_v)``; fills `grad_weights` where it is given.
 
     U is counted on the device: the host waits for it once.
     """
     if slots.numel() == 0:
-        return slots.new_empty(0), table.new_empty(0, table.shape[1]), torch.zeros_like(weights)
-    reads = sort_reads(slots, weights, num_keys, expansion, seed)
+        return slots.new_empty(0), table.new_empty(0, table.shape[1])
+    reads = sort_reads(slots, weights, table.shape[0], placement, num_groups)
     row_of_read = reads[0, : slots.numel()]
     begins = row_of_read != row_of_read.roll(1)
     begins[0] = False
     targets = begins.cumsum(0, dtype=torch.int32)
     rows = slots.new_empty(int(targets[-1]) + 1)
     grad_rows = table.new_empty(rows.numel(), table.shape[1])
-    grad_weights = _row_sums(grad_pooled, table, weights, reads, grad_rows, rows, targets)
-    return rows, grad_rows, grad_weights
+    _row_sums(grad_pooled, table, weights, reads, grad_rows, rows, targets, grad_weights)
+    return rows, grad_rows
+
+
+def lookup_backward(
+    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int
+) -> tuple[Tensor, Tensor]:
+    """The dense gradient of the table ``(R, D_v)`` and that of the weights ``(N, h, K)``."""
+    grad_weights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
+    return table_gradient(grad_pooled, table, slots, weights, placement, num_groups, grad_weights), grad_weights
+
+
+def lookup_backward_rows(
+    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The touched rows ``(U,)`` ascending, their gradients ``(U, D_v)``, and the gradient of the weights."""
+    grad_weights = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
+    return *row_gradients(grad_pooled, table, slots, weights, placement, num_groups, grad_weights), grad_weights

@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ultramem.ops.lookup import permutation
+from ultramem.ops.lookup.permutation import Placement
 from ultramem.ops.mixing_kernels import as_int32, mix_bits
 
 FEW_TOKENS = 512  # fewer are too few for one program a token and 256 bytes to fill a device
@@ -17,8 +18,8 @@ def seed_argument(seed: int) -> int:
 
 
 @triton.jit
-def physical_slot(slot, seed, NUM_KEYS: tl.constexpr, EXPANSION: tl.constexpr):
-    """``row * E + group`` of int64 logical slots: `permutation.physical_rows` in 32-bit arithmetic."""
+def physical_rows(slot, seed, first_row, num_rows, NUM_KEYS: tl.constexpr, EXPANSION: tl.constexpr):
+    """Rows and groups of int64 logical slots: `permutation.physical_rows`, its hashes in 32-bit arithmetic."""
     if EXPANSION > 1:
         left = (slot // NUM_KEYS).to(tl.uint32)
         right = (slot % NUM_KEYS).to(tl.uint32)
@@ -28,7 +29,8 @@ def physical_slot(slot, seed, NUM_KEYS: tl.constexpr, EXPANSION: tl.constexpr):
             left = right
             right = tl.where(total < NUM_KEYS, total, total - NUM_KEYS)
         slot = left.to(tl.int64) * NUM_KEYS + right
-    return slot
+    row = slot // EXPANSION + first_row
+    return tl.where(row < num_rows, row, row - num_rows), slot % EXPANSION
 
 
 @triton.jit
@@ -38,10 +40,13 @@ def _lookup_kernel(
     weights,
     pooled,
     seed,
+    first_row,
+    num_rows,
     NUM_SLOTS: tl.constexpr,
     NUM_CORES: tl.constexpr,
     NUM_KEYS: tl.constexpr,
     EXPANSION: tl.constexpr,
+    GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     READS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -60,11 +65,10 @@ def _lookup_kernel(
     slot = tl.load(slots + reads, mask=reads < NUM_SLOTS, other=0)
     weight = tl.load(weights + reads, mask=reads < NUM_SLOTS, other=0)
     totals = ()
-    for _ in tl.static_range(EXPANSION):
+    for _ in tl.static_range(GROUPS):
         totals += (tl.zeros((COLUMNS,), tl.float32),)
     for first in range(0, NUM_SLOTS, READS):
-        physical = physical_slot(slot, seed, NUM_KEYS, EXPANSION)
-        row = physical // EXPANSION
+        row, group = physical_rows(slot, seed, first_row, num_rows, NUM_KEYS, EXPANSION)
         weight = weight.to(tl.float32)
         mask = (first + reads < NUM_SLOTS)[:, None] & (in_chunk < CHUNK)[None, :]
         values = tl.load(table + row[:, None] * WIDTH + column[None, :], mask=mask, other=0).to(tl.float32)
@@ -73,31 +77,31 @@ def _lookup_kernel(
         slot = tl.load(slots + following, mask=following < NUM_SLOTS, other=0)
         next_weight = tl.load(weights + following, mask=following < NUM_SLOTS, other=0)
         updated = ()
-        for p in tl.static_range(EXPANSION):
-            weight_p = tl.where(physical % EXPANSION == p, weight, 0)
+        for p in tl.static_range(GROUPS):
+            weight_p = tl.where(group % GROUPS == p, weight, 0)
             updated += (totals[p] + tl.sum(weight_p[:, None] * values, axis=0),)
         totals = updated
         weight = next_weight
 
-    for p in tl.static_range(EXPANSION):
-        tl.store(pooled + (token * EXPANSION + p) * WIDTH + column, totals[p], mask=in_chunk < CHUNK)
+    for p in tl.static_range(GROUPS):
+        tl.store(pooled + (token * GROUPS + p) * WIDTH + column, totals[p], mask=in_chunk < CHUNK)
 
 
-def _tile(num_tokens: int, expansion: int, chunk: int, itemsize: int) -> tuple[int, int]:
+def _tile(num_tokens: int, num_groups: int, chunk: int, itemsize: int) -> tuple[int, int]:
     """Reads and columns of a step, for programs of one warp."""
     if num_tokens < FEW_TOKENS:  # narrow programs that load all their rows at once
         return 128, 64 // itemsize
-    widest = (256 if expansion <= 4 else 128) // itemsize  # E sums a column need registers
+    widest = (256 if num_groups <= 4 else 128) // itemsize  # as many sums a column need registers
     # The wider the pieces of a row, the nearer to the memory's speed, unless the last piece is mostly idle.
     return 32, min(widest, widest // 2, key=lambda columns: triton.cdiv(chunk, columns) * columns)
 
 
-def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
+def lookup(table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int) -> Tensor:
     """See `ultramem.ops.lookup`."""
     num_tokens, num_cores, num_slots = weights.shape
-    width = table.shape[1]
-    pooled = table.new_empty(num_tokens, expansion, width)
-    reads, columns = _tile(num_tokens, expansion, width // num_cores, table.element_size())
+    num_rows, width = table.shape
+    pooled = table.new_empty(num_tokens, num_groups, width)
+    reads, columns = _tile(num_tokens, num_groups, width // num_cores, table.element_size())
     grid = (num_tokens * num_cores * triton.cdiv(width // num_cores, columns),)
     if pooled.numel():
         _lookup_kernel[grid](
@@ -105,11 +109,14 @@ def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansi
             slots.contiguous(),
             weights.contiguous(),
             pooled,
-            seed_argument(seed),
+            seed_argument(placement.seed),
+            placement.first_row,
+            num_rows,
             NUM_SLOTS=num_slots,
             NUM_CORES=num_cores,
-            NUM_KEYS=num_keys,
-            EXPANSION=expansion,
+            NUM_KEYS=placement.num_keys,
+            EXPANSION=placement.expansion,
+            GROUPS=num_groups,
             WIDTH=width,
             READS=reads,
             COLUMNS=columns,

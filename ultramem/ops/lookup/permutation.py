@@ -5,12 +5,27 @@ point (i, j) of an n x n grid, so a Feistel network over Z_n x Z_n is a permutat
 memory, the same on every rank and after every reload.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ultramem.ops.mixing import MASK, mix_bits
 
 NUM_ROUNDS = 4
+
+
+class Placement(NamedTuple):
+    """Where a layer's logical slots live in a table; `physical_rows` computes it."""
+
+    num_keys: int
+    """n, the logical keys of a side: there are n * n slots."""
+    expansion: int = 1
+    """E, the slots that share a row: the layer's window of the table has n * n / E rows."""
+    seed: int = 0
+    """Of the slots' permutation."""
+    first_row: int = 0
+    """Where the window begins; behind the table's last row it goes on at row 0."""
 
 
 def round_offsets(num_keys: int, seed: int, device: torch.device | None = None) -> Tensor:
@@ -28,24 +43,30 @@ def permute(slots: Tensor, num_keys: int, seed: int) -> Tensor:
     return left * num_keys + right
 
 
-def physical_rows(slots: Tensor, num_keys: int, expansion: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Where logical slots live: every table row serves exactly E slots, one of each group.
+def physical_rows(
+    slots: Tensor, num_keys: int, expansion: int, seed: int, first_row: int = 0, num_rows: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Where logical slots live: every row of a window of n * n / E rows serves exactly E slots, one of each group.
 
     Args:
         slots: int64, any shape, in ``[0, n * n)``.
         num_keys: n, the logical keys of a side; n * n is a multiple of E.
         expansion: E. With E = 1 slots are rows, unshuffled.
         seed: chooses the permutation; its low 32 bits count.
+        first_row: of the table, where the window begins.
+        num_rows: R of the table, behind whose last row the window goes on at row 0; the window's own when None.
 
     Returns:
-        rows in ``[0, n * n / E)`` and groups in ``[0, E)``, int64, both shaped as ``slots``.
+        rows in ``[0, R)`` and groups in ``[0, E)``, int64, both shaped as ``slots``.
 
     Example:
         >>> rows, groups = physical_rows(torch.arange(36), num_keys=6, expansion=4, seed=0)
         >>> sorted((rows * 4 + groups).tolist()) == list(range(36))
         True
+        >>> physical_rows(torch.arange(4), num_keys=2, expansion=1, seed=0, first_row=7, num_rows=9)[0]
+        tensor([7, 8, 0, 1])
     """
-    if expansion == 1:
-        return slots, torch.zeros_like(slots)
-    permuted = permute(slots, num_keys, seed)
-    return permuted // expansion, permuted % expansion
+    if expansion > 1:
+        slots = permute(slots, num_keys, seed)
+    rows = (slots // expansion + first_row) % (num_rows or num_keys**2 // expansion)
+    return rows, slots % expansion

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ultramem.ops.lookup.permutation import physical_rows
+from ultramem.ops.lookup.permutation import Placement, physical_rows
 from ultramem.ops.precision import accumulation_dtype
 
 _SUM = 0  # the number of mode="sum" in the embedding bag's kernels
@@ -31,28 +31,28 @@ class Bags(NamedTuple):
         return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
 
 
-def make_bags(slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Bags:
+def make_bags(num_rows: int, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int) -> Bags:
     """Sorts each token's slots by group and lays the bags out for every core."""
     num_tokens, num_cores, num_slots = weights.shape
-    rows_NK, groups_NK = physical_rows(slots, num_keys, expansion, seed)
-    groups_NK, order_NK = groups_NK.sort(dim=-1, stable=True)
+    rows_NK, groups_NK = physical_rows(slots, *placement, num_rows)
+    groups_NK, order_NK = (groups_NK % num_groups).sort(dim=-1, stable=True)
     indices_NK = rows_NK.gather(-1, order_NK) * num_cores
     indices_NhK = indices_NK[:, None] + torch.arange(num_cores, device=slots.device)[None, :, None]
     weights_NhK = weights.gather(-1, order_NK[:, None].expand(-1, num_cores, -1))
 
     group_start_NE = torch.searchsorted(
-        groups_NK, torch.arange(expansion, device=slots.device).expand(num_tokens, -1).contiguous()
+        groups_NK, torch.arange(num_groups, device=slots.device).expand(num_tokens, -1).contiguous()
     )
     first_read_Nh = torch.arange(num_tokens * num_cores, device=slots.device).view(num_tokens, num_cores) * num_slots
     offsets_NhE = first_read_Nh[:, :, None] + group_start_NE[:, None]
     return Bags(indices_NhK.reshape(-1), weights_NhK.reshape(-1), offsets_NhE.reshape(-1), order_NK)
 
 
-def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
+def lookup(table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int) -> Tensor:
     """See `ultramem.ops.lookup`."""
     num_tokens, num_cores, _ = weights.shape
-    width = table.shape[1]
-    bags = make_bags(slots, weights.to(table.dtype), num_keys, expansion, seed)
+    num_rows, width = table.shape
+    bags = make_bags(num_rows, slots, weights.to(table.dtype), placement, num_groups)
     pooled = F.embedding_bag(
         bags.indices,
         table.view(-1, width // num_cores),
@@ -60,15 +60,15 @@ def lookup(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansi
         mode="sum",
         per_sample_weights=bags.weights,
     )
-    pooled_NhEd = pooled.view(num_tokens, num_cores, expansion, width // num_cores)
-    return pooled_NhEd.transpose(1, 2).reshape(num_tokens, expansion, width)
+    pooled_NhEd = pooled.view(num_tokens, num_cores, num_groups, width // num_cores)
+    return pooled_NhEd.transpose(1, 2).flatten(2)
 
 
 def lookup_backward(
-    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
+    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int
 ) -> tuple[Tensor, Tensor]:
     """The dense gradient of the table ``(R, D_v)`` and that of the weights ``(N, h, K)``."""
-    bags = make_bags(slots, weights.to(table.dtype), num_keys, expansion, seed)
+    bags = make_bags(table.shape[0], slots, weights.to(table.dtype), placement, num_groups)
     grad_bags = _bag_gradients(grad_pooled, table, weights)
     order = bags.indices.argsort(stable=True)
     counts = bags.indices.bincount(minlength=table.numel() // grad_bags.shape[1])
@@ -77,10 +77,10 @@ def lookup_backward(
 
 
 def lookup_backward_rows(
-    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int, expansion: int, seed: int
+    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The touched rows ``(U,)`` ascending, their gradients ``(U, D_v)``, and the gradient of the weights."""
-    bags = make_bags(slots, weights.to(table.dtype), num_keys, expansion, seed)
+    bags = make_bags(table.shape[0], slots, weights.to(table.dtype), placement, num_groups)
     grad_bags = _bag_gradients(grad_pooled, table, weights)
     order = bags.indices.argsort(stable=True)
     touched, counts = bags.indices[order].unique_consecutive(return_counts=True)
