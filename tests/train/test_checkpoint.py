@@ -44,6 +44,32 @@ def test_a_damaged_newest_checkpoint_is_never_passed_over_in_silence(run, data, 
     assert all(torch.equal(expected[name], ours[name]) for name in expected)
 
 
+def test_a_damaged_newest_checkpoint_is_passed_over_where_that_is_asked_for(run, data, tmp_path, capsys):
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged)
+    (damaged / "checkpoints" / "step-00000008" / "manifest.json").unlink()
+    (damaged / "summary.json").unlink()
+    train(tiny_config(steps=8, checkpoint_every_steps=4, skip_damaged_checkpoints=True), data, damaged)
+    assert "set aside" in capsys.readouterr().err
+    assert sorted(path.name for path in (damaged / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000008",
+        "step-00000008.damaged",
+    ]
+    expected, ours = load_model(run)[0].state_dict(), load_model(damaged)[0].state_dict()
+    assert all(torch.equal(expected[name], ours[name]) for name in expected)
+
+
+def test_checkpoints_written_in_the_background_are_the_same(run, data, tmp_path):
+    config = tiny_config(steps=8, checkpoint_every_steps=4, checkpoint_in_background=True)
+    train(config, data, tmp_path / "run")
+    expected, ours = (
+        {path.name: path.read_bytes() for path in (folder / "checkpoints").rglob("*.distcp")}
+        for folder in (run, tmp_path / "run")
+    )
+    assert expected == ours
+
+
 def test_what_is_no_model_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="neither a run's folder nor an exported model"):
         load_model(tmp_path)

@@ -13,14 +13,18 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
+from ultramem.distributed.agreement import gather
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.train.checkpoint_files import CheckpointError, Checkpoints
+from ultramem.train.display import show_note
 
-__all__ = ["CheckpointError", "Checkpoints", "load_model", "load_state", "save_state"]
+__all__ = ["CheckpointError", "Checkpoints", "load_model", "load_state", "resume", "save_state"]
 
 
-def save_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+def save_state(
+    checkpoints: Checkpoints, step: int, model: nn.Module, optimizers: Sequence[Optimizer], *, background: bool = False
+) -> None:
     """Write all that the next step depends on beside its number.
 
     Args:
@@ -28,11 +32,12 @@ def save_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers
         step: steps taken.
         model: its parameters and buffers, the retrieval's singular vectors among them.
         optimizers: their moments, by the parameters' names.
+        background: see `Checkpoints.save`.
 
     Raises:
         CheckpointError: it cannot be written.
     """
-    checkpoints.save(step, _state(model, optimizers))
+    checkpoints.save(step, _state(model, optimizers), background=background)
 
 
 def load_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
@@ -44,6 +49,33 @@ def load_state(checkpoints: Checkpoints, step: int, model: nn.Module, optimizers
     state = _state(model, optimizers)
     checkpoints.load(step, state)
     set_state_dict(model, list(optimizers), model_state_dict=state["model"], optim_state_dict=state["optimizers"])
+
+
+def resume(
+    checkpoints: Checkpoints, model: nn.Module, optimizers: Sequence[Optimizer], *, skip_damaged: bool = False
+) -> int:
+    """Bring model and optimizers to where the last checkpoint saw them, on any number of processes.
+
+    Args:
+        checkpoints: of the run; what a kill left half written is removed.
+        model: of the run, untouched where there is no checkpoint.
+        optimizers: of the run.
+        skip_damaged: where the last checkpoint is damaged, set it aside and take the one before.
+
+    Returns:
+        The step; 0 where there is no checkpoint.
+
+    Raises:
+        CheckpointError: the last checkpoint is damaged; with `skip_damaged`, all are.
+    """
+    checkpoints.clean()
+    if skip_damaged:
+        for path in checkpoints.set_aside_damaged():
+            show_note(f"a damaged checkpoint was set aside: {path}")
+    step = gather(checkpoints.newest_step)[0] or 0
+    if step:
+        load_state(checkpoints, step, model, optimizers)
+    return step
 
 
 def _state(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:

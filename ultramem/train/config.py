@@ -118,6 +118,11 @@ class TrainConfig:
     """Steps between two checkpoints; the last step always has one."""
     keep_checkpoints: int = 2
     """How many checkpoints stay; the oldest go first."""
+    checkpoint_in_background: bool = False
+    """Copy what a checkpoint holds into memory and write it while training goes on: no waiting for the disk, and the
+    memory for one more copy of weights and optimizers."""
+    skip_damaged_checkpoints: bool = False
+    """Where the last checkpoint is damaged, set it aside and go on from the one before; otherwise that is an error."""
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
     tensorboard: bool = False

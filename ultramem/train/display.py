@@ -77,6 +77,11 @@ def show_summary(summary: dict[str, Any]) -> None:
     Console(stderr=True).print(table)
 
 
+def show_note(text: str) -> None:
+    """Print a line that a user should not miss."""
+    Console(stderr=True).print(f"note: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
 def _scalars(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Walk through a record's numbers; those of nested records are named "outer/inner"."""
     for name, value in record.items():

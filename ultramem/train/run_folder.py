@@ -21,10 +21,12 @@ FREE_FIELDS = frozenset(
     {
         "activation_checkpointing",
         "checkpoint_every_steps",
+        "checkpoint_in_background",
         "compile",
         "evaluate_every_steps",
         "keep_checkpoints",
         "log_every_steps",
+        "skip_damaged_checkpoints",
         "tensorboard",
     }
 )

@@ -19,7 +19,7 @@ from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
 from ultramem.train.atomic import write_json
-from ultramem.train.checkpoint import Checkpoints, load_state, save_state
+from ultramem.train.checkpoint import Checkpoints, resume, save_state
 from ultramem.train.config import TrainConfig
 from ultramem.train.determinism import deterministic_algorithms, seed_step
 from ultramem.train.display import Display, show_summary
@@ -135,10 +135,7 @@ class Trainer:
         self.learning_rate = config.optimizer.learning_rate_schedule(config.steps)
         self.table_multiplier = config.optimizer.table_multiplier(config.steps)
         self.checkpoints = Checkpoints(folder.checkpoints, keep=config.keep_checkpoints)
-        self.checkpoints.clean()
-        self.step = self.checkpoints.newest_step or 0
-        if self.step:
-            load_state(self.checkpoints, self.step, self.model, self.optimizers)
+        self.step = resume(self.checkpoints, self.model, self.optimizers, skip_damaged=config.skip_damaged_checkpoints)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, or until a signal asks to stop; return the summary."""
@@ -170,7 +167,14 @@ class Trainer:
                 if finished or self.step % config.evaluate_every_steps == 0:
                     record(self.evaluate())
                 if finished or stopping or self.step % config.checkpoint_every_steps == 0:
-                    save_state(self.checkpoints, self.step, self.model, self.optimizers)
+                    save_state(
+                        self.checkpoints,
+                        self.step,
+                        self.model,
+                        self.optimizers,
+                        background=config.checkpoint_in_background,
+                    )
+            self.checkpoints.finish()
         summary = summarise(config, self.step, self.model, read_journal(self.folder.metrics))
         if self.step == config.steps:
             write_json(self.folder.summary, summary)
@@ -233,6 +237,7 @@ class Trainer:
             return
         weights = [name for name, weight in self.model.named_parameters() if not _finite(weight)]
         gradients = [name for name, weight in self.model.named_parameters() if not _finite(weight.grad)]
+        self.checkpoints.finish()
         newest = self.checkpoints.newest_step
         kept = f"{self.checkpoints.path(newest)} is intact" if newest else "there is no checkpoint yet"
         raise TrainingError(

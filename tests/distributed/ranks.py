@@ -1,0 +1,80 @@
+"""Runs a function on several gloo ranks, each a process forked from a server that has imported torch once."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import torch.distributed as dist
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["tests.distributed.ranks", "torch.distributed.fsdp", "ultramem.train.trainer"])
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Rank:
+    """A process that runs a function; the environment is what torchrun would give it."""
+
+    def __init__(self, function: Callable, rank: int, world_size: int, port: int, arguments: tuple, join: bool):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        self._reader, writer = _processes.Pipe(duplex=False)
+        self.process = _processes.Process(
+            target=_run, args=(writer, environment, join, function, arguments), daemon=True
+        )
+        self.process.start()
+        writer.close()
+
+    def outcome(self, seconds: float = 100) -> tuple[Any, str | None]:
+        """What the function returned and, where it raised or was killed, how; waits for the end of the process."""
+        try:
+            result, error = self._reader.recv() if self._reader.poll(seconds) else (None, "no answer in time")
+        except EOFError:
+            result, error = None, "killed"
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            return None, f"still alive after {seconds} s; {error}"
+        return result, error
+
+
+def start_ranks(function: Callable, world_size: int, *arguments, join: bool = True) -> list[Rank]:
+    """Start the ranks; with `join` in a process group, else only with the environment for one."""
+    port = free_port()
+    return [Rank(function, rank, world_size, port, arguments, join) for rank in range(world_size)]
+
+
+def run_ranks(function: Callable, world_size: int, *arguments, join: bool = True) -> list[Any]:
+    """What the function, which can be imported by its name, returns on each rank."""
+    outcomes = [rank.outcome() for rank in start_ranks(function, world_size, *arguments, join=join)]
+    errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(outcomes) if error]
+    assert not errors, "\n".join(errors)
+    return [result for result, _ in outcomes]
+
+
+def _run(writer, environment: dict[str, str], join: bool, function: Callable, arguments: tuple) -> None:
+    os.environ.update(environment)
+    try:
+        if join:
+            dist.init_process_group("gloo")
+        answer = (function(*arguments), None)
+    except BaseException:
+        answer = (None, traceback.format_exc())
+    writer.send(answer)
+    writer.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
