@@ -6,6 +6,8 @@ reads cross a tile's border leave partial sums, which a second kernel adds in th
 every run, and as fast for a row that every token reads.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -119,16 +121,19 @@ def _load(pointers, inside):
 
 
 @triton.jit
-def _store_row(
-    owners, grad_rows, targets, position, row, total, column, inside, WIDTH: tl.constexpr, COMPACT: tl.constexpr
-):
-    """A row's whole gradient, and that the row has one."""
-    if COMPACT:
-        target = tl.load(targets + position).to(tl.int64)
-        tl.store(owners + target, row.to(tl.int64))
-    else:
-        target = row.to(tl.int64)
-        tl.store(owners + target, True)
+def _into_place(sink, position, row, total, column, inside, WIDTH: tl.constexpr, SETTINGS: tl.constexpr):
+    """A row's gradient goes to the row's own place."""
+    touched, grad_table = sink
+    tl.store(touched + row, True)
+    tl.store(grad_table + row.to(tl.int64) * WIDTH + column, total, mask=inside)
+
+
+@triton.jit
+def _into_list(sink, position, row, total, column, inside, WIDTH: tl.constexpr, SETTINGS: tl.constexpr):
+    """A row's gradient goes to the place in the list that its reads know."""
+    targets, rows, grad_rows = sink
+    target = tl.load(targets + position).to(tl.int64)
+    tl.store(rows + target, row.to(tl.int64))
     tl.store(grad_rows + target * WIDTH + column, total, mask=inside)
 
 
@@ -157,16 +162,15 @@ def _walk_kernel(
     table,
     weights,
     reads,
-    targets,
-    owners,
-    grad_rows,
+    sink,
     grad_weights,
     partials,
     num_reads,
     NUM_SLOTS: tl.constexpr,
     NUM_CORES: tl.constexpr,
     WIDTH: tl.constexpr,
-    COMPACT: tl.constexpr,
+    SINK: tl.constexpr,
+    SETTINGS: tl.constexpr,
     TILE: tl.constexpr,
     READS: tl.constexpr,
     CORES: tl.constexpr,
@@ -213,7 +217,7 @@ def _walk_kernel(
             if rows[i] != rows[i + 1]:
                 if rows[i] != row_before:
                     position = first + start + i
-                    _store_row(owners, grad_rows, targets, position, rows[i], total, column, inside, WIDTH, COMPACT)
+                    SINK(sink, position, rows[i], total, column, inside, WIDTH, SETTINGS)
                 else:
                     _store_partial(partials + tile * 4 * WIDTH, total, column, inside, WIDTH)
                 total = tl.zeros((CORES, COLUMNS), tl.float32)
@@ -227,13 +231,12 @@ def _walk_kernel(
 @triton.jit
 def _merge_kernel(
     reads,
-    targets,
-    owners,
-    grad_rows,
+    sink,
     partials,
     num_reads,
     WIDTH: tl.constexpr,
-    COMPACT: tl.constexpr,
+    SINK: tl.constexpr,
+    SETTINGS: tl.constexpr,
     TILE: tl.constexpr,
     TILES: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -255,7 +258,7 @@ def _merge_kernel(
             heads = partials + tiles[:, None] * 4 * WIDTH
             total += tl.sum(_load_partial(heads, column[None, :], same[:, None] & inside[None, :], WIDTH), axis=0)
             following += TILES
-        _store_row(owners, grad_rows, targets, last, row, total, column, inside, WIDTH, COMPACT)
+        SINK(sink, last, row, total, column, inside, WIDTH, SETTINGS)
 
 
 @triton.jit
@@ -268,29 +271,37 @@ def _zero_kernel(touched, grad_table, num_rows, WIDTH: tl.constexpr, ROWS: tl.co
     tl.store(grad_table + row[:, None] * WIDTH + column[None, :], zeros, mask=mask)
 
 
-def _row_sums(
+def sum_rows(
     grad_pooled: Tensor,
     table: Tensor,
     weights: Tensor,
     reads: Tensor,
-    grad_rows: Tensor,
-    owners: Tensor,
-    targets: Tensor | None,
-    grad_weights: Tensor | None,
+    sink: tuple[Any, ...],
+    into: triton.JITFunction,
+    settings: tuple[float | bool, ...] = (),
+    grad_weights: Tensor | None = None,
 ) -> None:
-    """Fills `grad_rows` and `owners`, and `grad_weights` where they are wanted.
+    """Gives every touched row's gradient to a sink; fills `grad_weights` where they are wanted.
 
-    A row's gradient goes to the row's own place, and ``owners`` (bool) says that it has one; or to the `targets` of its
-    reads, and ``owners`` (int64) says whose it is.
+    Args:
+        grad_pooled: ``(N, groups, D_v)``.
+        table: ``(R, D_v)``.
+        weights: ``(N, h, K)``.
+        reads: of `sort_reads`.
+        sink: arguments of `into`.
+        into: called once a touched row, with its float32 gradient; as `_into_place`.
+        settings: its constants.
+        grad_weights: ``(N, h, K)``, or None.
     """
     _, num_cores, num_slots = weights.shape
     width = table.shape[1]
     num_reads = reads.shape[1]
     num_tiles = num_reads // READS_A_TILE
     cores, columns = triton.next_power_of_2(num_cores), triton.next_power_of_2(width // num_cores)
-    settings = {
+    common = {
         "WIDTH": width,
-        "COMPACT": targets is not None,
+        "SINK": into,
+        "SETTINGS": settings,
         "TILE": READS_A_TILE,
         "num_warps": min(16, max(1, cores * columns // 256)),
     }
@@ -300,9 +311,7 @@ def _row_sums(
         table.contiguous(),
         weights.contiguous(),
         reads,
-        targets,
-        owners,
-        grad_rows,
+        sink,
         grad_weights,
         partials,
         num_reads,
@@ -311,18 +320,16 @@ def _row_sums(
         READS=READS_A_STEP,
         CORES=cores,
         COLUMNS=columns,
-        **settings,
+        **common,
     )
     _merge_kernel[(num_tiles,)](
         reads,
-        targets,
-        owners,
-        grad_rows,
+        sink,
         partials,
         num_reads,
         TILES=TILES_A_LOAD,
         COLUMNS=triton.next_power_of_2(width),
-        **settings,
+        **common,
     )
 
 
@@ -342,7 +349,7 @@ def table_gradient(
     reads = sort_reads(slots, weights, num_rows, placement, num_groups)
     touched = torch.zeros(num_rows, dtype=torch.bool, device=table.device)
     grad_table = torch.empty(table.shape, dtype=table.dtype, device=table.device)
-    _row_sums(grad_pooled, table, weights, reads, grad_table, touched, None, grad_weights)
+    sum_rows(grad_pooled, table, weights, reads, (touched, grad_table), _into_place, grad_weights=grad_weights)
     columns = triton.next_power_of_2(width)
     rows = max(1, 4096 // columns)
     _zero_kernel[(triton.cdiv(num_rows, rows),)](touched, grad_table, num_rows, WIDTH=width, ROWS=rows, COLUMNS=columns)
@@ -371,7 +378,7 @@ def row_gradients(
     targets = begins.cumsum(0, dtype=torch.int32)
     rows = slots.new_empty(int(targets[-1]) + 1)
     grad_rows = table.new_empty(rows.numel(), table.shape[1])
-    _row_sums(grad_pooled, table, weights, reads, grad_rows, rows, targets, grad_weights)
+    sum_rows(grad_pooled, table, weights, reads, (targets, rows, grad_rows), _into_list, grad_weights=grad_weights)
     return rows, grad_rows
 
 

@@ -22,6 +22,20 @@ def round_stochastically(values, elements, step, seed):
 
 
 @triton.jit
+def bias_corrections(step, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr):
+    """``1 - beta**step`` of both moments."""
+    number = tl.load(step).to(tl.float64)
+    return (1 - tl.exp(number * LOG_BETA1)).to(tl.float32), (1 - tl.exp(number * LOG_BETA2)).to(tl.float32)
+
+
+@triton.jit
+def adamw(value, first, gradient, denominator, rate, decay, BETA1: tl.constexpr):
+    """Value and first moment after a step; `rate` is the learning rate over the first moment's bias correction."""
+    first += (gradient - first) * (1 - BETA1)
+    return value * (1 - decay) - first * (rate / denominator), first
+
+
+@triton.jit
 def _row_adam_kernel(
     parameter,
     exp_avg,
@@ -46,9 +60,7 @@ def _row_adam_kernel(
     COLUMNS: tl.constexpr,
 ):
     PARTS_A_ROW: tl.constexpr = WIDTH // PART
-    number = tl.load(step)
-    correction1 = (1 - tl.exp(number.to(tl.float64) * LOG_BETA1)).to(tl.float32)
-    correction2 = (1 - tl.exp(number.to(tl.float64) * LOG_BETA2)).to(tl.float32)
+    correction1, correction2 = bias_corrections(step, LOG_BETA1, LOG_BETA2)
 
     part = tl.program_id(0).to(tl.int64) * PARTS + tl.arange(0, PARTS)
     column = tl.arange(0, COLUMNS)
@@ -69,13 +81,13 @@ def _row_adam_kernel(
     second = tl.load(second_moment, mask=second_mask, other=0).to(tl.float32)
 
     square = tl.sum(gradient * gradient, axis=1) / PART if SHARED else gradient * gradient
-    first += (gradient - first) * (1 - BETA1)
     second += (square - second) * (1 - BETA2)
     denominator = tl.sqrt(second / correction2) + epsilon
-    update = first / (denominator[:, None] if SHARED else denominator) * (learning_rate / correction1)
-    value = value * (1 - learning_rate * weight_decay) - update
+    denominator = denominator[:, None] if SHARED else denominator
+    rate = learning_rate / correction1
+    value, first = adamw(value, first, gradient, denominator, rate, learning_rate * weight_decay, BETA1)
     if parameter.dtype.element_ty == tl.bfloat16:
-        value = round_stochastically(value, element, number, seed)
+        value = round_stochastically(value, element, tl.load(step), seed)
 
     tl.store(parameter + element, value, mask=mask)
     tl.store(exp_avg + element, first, mask=mask)
@@ -120,8 +132,8 @@ def row_adam(
         num_parts,
         BETA1=beta1,
         BETA2=beta2,
-        LOG_BETA1=_log(beta1),
-        LOG_BETA2=_log(beta2),
+        LOG_BETA1=log(beta1),
+        LOG_BETA2=log(beta2),
         WIDTH=width,
         PART=part,
         SHARED=shared,
@@ -132,5 +144,6 @@ def row_adam(
     )
 
 
-def _log(beta: float) -> float:
+def log(beta: float) -> float:
+    """Of a decay rate; minus infinity of zero, whose powers are zero."""
     return math.log(beta) if beta else -math.inf
