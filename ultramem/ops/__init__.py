@@ -5,12 +5,23 @@ autograd), ``reference.py`` the plain PyTorch that is the truth, ``kernels.py`` 
 chooses by device.
 """
 
+from ultramem.ops.gather_dot import gather_dot
 from ultramem.ops.lookup import lookup
-from ultramem.ops.lookup.permutation import physical_rows
+from ultramem.ops.lookup.permutation import Placement, physical_rows
 from ultramem.ops.lookup_step import lookup_step
 from ultramem.ops.reference_mode import use_reference
 from ultramem.ops.rescore import rescore
 from ultramem.ops.row_adam import row_adam
 from ultramem.ops.select_keys import select_keys
 
-__all__ = ["lookup", "lookup_step", "physical_rows", "rescore", "row_adam", "select_keys", "use_reference"]
+__all__ = [
+    "Placement",
+    "gather_dot",
+    "lookup",
+    "lookup_step",
+    "physical_rows",
+    "rescore",
+    "row_adam",
+    "select_keys",
+    "use_reference",
+]

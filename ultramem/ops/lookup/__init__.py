@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ultramem.ops.lookup import reference
-from ultramem.ops.lookup.permutation import Placement
+from ultramem.ops.lookup.permutation import Placement, check_placement
 from ultramem.ops.reference_mode import reference_answers
 
 
@@ -60,16 +60,6 @@ def lookup(
         raise ValueError(f"table width {table.shape[1]} does not divide into {num_cores} cores")
     operation = _lookup_sparse if sparse else _lookup
     return operation(table, slots, weights, placement, expansion if by_group else 1)
-
-
-def check_placement(table: Tensor, placement: Placement) -> None:
-    """Raises a ValueError where a table cannot hold the rows of its slots."""
-    num_keys, expansion, _, first_row = placement
-    num_rows = table.shape[0]
-    if num_keys**2 % expansion or num_keys**2 // expansion > num_rows:
-        raise ValueError(f"table has {num_rows} rows: {num_keys} keys a side, E {expansion} need n * n / E")
-    if not 0 <= first_row < num_rows:
-        raise ValueError(f"first_row is {first_row}: the table has rows 0 to {num_rows - 1}")
 
 
 def _setup_context(ctx, inputs, output):

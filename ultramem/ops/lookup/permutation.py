@@ -70,3 +70,13 @@ def physical_rows(
         slots = permute(slots, num_keys, seed)
     rows = (slots // expansion + first_row) % (num_rows or num_keys**2 // expansion)
     return rows, slots % expansion
+
+
+def check_placement(table: Tensor, placement: Placement) -> None:
+    """Raises a ValueError where a table cannot hold the rows of its slots."""
+    num_keys, expansion, _, first_row = placement
+    num_rows = table.shape[0]
+    if num_keys**2 % expansion or num_keys**2 // expansion > num_rows:
+        raise ValueError(f"table has {num_rows} rows: {num_keys} keys a side, E {expansion} need n * n / E")
+    if not 0 <= first_row < num_rows:
+        raise ValueError(f"first_row is {first_row}: the table has rows 0 to {num_rows - 1}")

@@ -70,10 +70,7 @@ def lookup_backward(
     """The dense gradient of the table ``(R, D_v)`` and that of the weights ``(N, h, K)``."""
     bags = make_bags(table.shape[0], slots, weights.to(table.dtype), placement, num_groups)
     grad_bags = _bag_gradients(grad_pooled, table, weights)
-    order = bags.indices.argsort(stable=True)
-    counts = bags.indices.bincount(minlength=table.numel() // grad_bags.shape[1])
-    grad_table = _sum_reads(grad_bags, bags, order, counts.cumsum(0) - counts).view_as(table)
-    return grad_table, _weight_gradients(grad_bags, bags, table, weights)
+    return _sum_all_rows(grad_bags, bags, table), _weight_gradients(grad_bags, bags, table, weights)
 
 
 def lookup_backward_rows(
@@ -82,13 +79,40 @@ def lookup_backward_rows(
     """The touched rows ``(U,)`` ascending, their gradients ``(U, D_v)``, and the gradient of the weights."""
     bags = make_bags(table.shape[0], slots, weights.to(table.dtype), placement, num_groups)
     grad_bags = _bag_gradients(grad_pooled, table, weights)
+    return *_sum_touched_rows(grad_bags, bags, table), _weight_gradients(grad_bags, bags, table, weights)
+
+
+def table_gradient(
+    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int
+) -> Tensor:
+    """`lookup_backward` where the weights need no gradient."""
+    bags = make_bags(table.shape[0], slots, weights.to(table.dtype), placement, num_groups)
+    return _sum_all_rows(_bag_gradients(grad_pooled, table, weights), bags, table)
+
+
+def row_gradients(
+    grad_pooled: Tensor, table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, num_groups: int
+) -> tuple[Tensor, Tensor]:
+    """`lookup_backward_rows` where the weights need no gradient."""
+    bags = make_bags(table.shape[0], slots, weights.to(table.dtype), placement, num_groups)
+    return _sum_touched_rows(_bag_gradients(grad_pooled, table, weights), bags, table)
+
+
+def _sum_all_rows(grad_bags: Tensor, bags: Bags, table: Tensor) -> Tensor:
+    """The gradient of every row ``(R, D_v)``."""
+    order = bags.indices.argsort(stable=True)
+    counts = bags.indices.bincount(minlength=table.numel() // grad_bags.shape[1])
+    return _sum_reads(grad_bags, bags, order, counts.cumsum(0) - counts).view_as(table)
+
+
+def _sum_touched_rows(grad_bags: Tensor, bags: Bags, table: Tensor) -> tuple[Tensor, Tensor]:
+    """The touched rows ``(U,)`` ascending and their gradients ``(U, D_v)``."""
     order = bags.indices.argsort(stable=True)
     touched, counts = bags.indices[order].unique_consecutive(return_counts=True)
     grad_rows = _sum_reads(grad_bags, bags, order, counts.cumsum(0) - counts)
-    num_cores = weights.shape[1]
     # All chunks of a row are read together, so every h-th index begins a row.
-    rows = touched[::num_cores] // num_cores
-    return rows, grad_rows.view(-1, table.shape[1]), _weight_gradients(grad_bags, bags, table, weights)
+    num_cores = table.shape[1] // grad_bags.shape[1]
+    return touched[::num_cores] // num_cores, grad_rows.view(-1, table.shape[1])
 
 
 def _bag_gradients(grad_pooled: Tensor, table: Tensor, weights: Tensor) -> Tensor:
