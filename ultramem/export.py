@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
-from ultramem.loading import load
+from ultramem.loading import load_tokenizer
+from ultramem.mapped_weights import mapped_weights
+from ultramem.models.modeling_ultramem import UltraMemForCausalLM
+from ultramem.train.checkpoint import is_run, load_weights, read_config
 
 REMOTE_CODE = {
     "configuration_ultramem.py": "from ultramem import UltraMemConfig\n\n__all__ = ['UltraMemConfig']\n",
@@ -21,16 +24,20 @@ AUTO_MAP = {
 }
 
 
-def export(run: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
+def export(run: Path, out: Path, dtype: torch.dtype = torch.float32, *, max_file_bytes: int = 50 * 10**9) -> None:
     """Write the newest checkpoint of `run` as a Hugging Face folder; it appears whole or not at all.
+
+    The weights go from file to file, a piece at a time: a table may be larger than memory.
 
     Args:
         run: folder of a run.
         out: the new folder; it must not exist.
         dtype: of the stored weights.
+        max_file_bytes: weights beyond it go to several files with an index.
 
     Raises:
         ValueError: `out` exists, or `run` holds no trained model.
+        CheckpointError: the newest checkpoint is damaged.
 
     Example:
         >>> import ultramem.models
@@ -39,12 +46,23 @@ def export(run: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
     """
     if out.exists():
         raise ValueError(f"{out} exists already: choose another folder or remove it; nothing was written")
-    model, tokenizer = load(run)
-    model.config.auto_map = AUTO_MAP
+    config = read_config(run)
+    if not is_run(run):
+        raise ValueError(f"{run} is an exported model already: give the folder of a run")
+    tokenizer = load_tokenizer(run, run / "tokenizer.json")
+    with torch.device("meta"):
+        model = UltraMemForCausalLM(config).to(dtype)  # type: ignore[arg-type]
+    tied = UltraMemForCausalLM._tied_weights_keys if config.tie_word_embeddings else {}
+    weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
+    config.auto_map, config.architectures, config.dtype = AUTO_MAP, [type(model).__name__], dtype
     unfinished = out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        model.to(dtype).save_pretrained(unfinished)  # type: ignore[arg-type]
+        unfinished.mkdir(parents=True)
+        with mapped_weights(unfinished, weights, max_file_bytes) as mapped:
+            load_weights(run, mapped)
+        config.save_pretrained(unfinished)
+        model.generation_config.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         for name, content in REMOTE_CODE.items():
             (unfinished / name).write_text(content)

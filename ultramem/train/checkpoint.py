@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -101,26 +101,55 @@ def load_model(path: Path) -> tuple[UltraMemForCausalLM, Path]:
         >>> model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5).shape
         torch.Size([1, 8])
     """
-    config_path, tokenizer = path / "config.json", path / "tokenizer.json"
-    if not config_path.exists():
-        raise ValueError(f"{path} is neither a run's folder nor an exported model: it has no config.json")
-    try:
-        model_type = json.loads(config_path.read_text()).get("model_type")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{config_path} is damaged ({error}): export again, or restore it") from error
-    if model_type != UltraMemConfig.model_type:
-        raise ValueError(f"{path} holds a model of type {model_type!r}: {UltraMemConfig.model_type!r} is wanted")
-    if not (path / "run.json").exists():
+    config, tokenizer = read_config(path), path / "tokenizer.json"
+    if not is_run(path):
         try:
             return UltraMemForCausalLM.from_pretrained(path).eval(), tokenizer
         except SafetensorError as error:
             raise ValueError(f"the weights in {path} are damaged ({error}): export again") from error
-    checkpoints = Checkpoints(path / "checkpoints")
+    model = UltraMemForCausalLM(config)
+    state = model.state_dict()
+    load_weights(path, state)
+    model.load_state_dict(state)
+    return model.eval(), tokenizer
+
+
+def load_weights(run: Path, weights: dict[str, Tensor]) -> None:
+    """Fill a model's weights, by their names, from a run's newest checkpoint.
+
+    Args:
+        run: folder of a run.
+        weights: written into, in their own dtypes; a stored tensor is read in pieces.
+
+    Raises:
+        ValueError: the run has no checkpoint yet.
+        CheckpointError: the newest checkpoint is damaged.
+    """
+    checkpoints = Checkpoints(run / "checkpoints")
     step = checkpoints.newest_step
     if step is None:
-        raise ValueError(f"{path} has no checkpoint yet: let it train on")
-    model = UltraMemForCausalLM(UltraMemConfig.from_pretrained(path))
-    state = {"model": model.state_dict()}
-    checkpoints.load(step, state)
-    model.load_state_dict(state["model"])
-    return model.eval(), tokenizer
+        raise ValueError(f"{run} has no checkpoint yet: let it train on")
+    checkpoints.load(step, {"model": weights})
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, and no exported model."""
+    return (path / "run.json").exists()
+
+
+def read_config(path: Path) -> UltraMemConfig:
+    """Read the model's configuration in a run's folder or in an exported Hugging Face folder.
+
+    Raises:
+        ValueError: it is not there, damaged or of another type of model.
+    """
+    file = path / "config.json"
+    if not file.exists():
+        raise ValueError(f"{path} is neither a run's folder nor an exported model: it has no config.json")
+    try:
+        model_type = json.loads(file.read_text()).get("model_type")
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): export again, or restore it") from error
+    if model_type != UltraMemConfig.model_type:
+        raise ValueError(f"{path} holds a model of type {model_type!r}: {UltraMemConfig.model_type!r} is wanted")
+    return UltraMemConfig.from_pretrained(path)

@@ -93,7 +93,7 @@ def _matches(file: Path, checksum: int) -> bool:
 def _checksum(file: Path) -> int:
     checksum = 0
     with open(file, "rb") as stream:
-        while block := stream.read(1 << 24):
+        while block := stream.read(1 << 20):
             checksum = zlib.crc32(block, checksum)
     return checksum
 
