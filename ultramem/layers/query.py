@@ -4,9 +4,13 @@ UltraMem, section 3.1, changes 2 to 4: normalised query, causal depthwise convol
 shared by the heads.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ultramem.layers.kept import Kept
 
 NORM_EPSILON = 1e-6
 
@@ -92,6 +96,7 @@ class Keys(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_heads, 2, num_keys, num_ranks, rank_width))
         self.norm_weight = nn.Parameter(torch.empty(num_ranks, rank_width)) if norm else None
+        self._normalised = Kept[Tensor]()
 
     def reset_parameters(self) -> None:
         """A query of unit variance meets a key with a score of unit variance."""
@@ -102,8 +107,14 @@ class Keys(nn.Module):
             nn.init.normal_(self.weight)
             nn.init.constant_(self.norm_weight, rank_width**-0.5)
 
-    def forward(self) -> Tensor:
-        """The keys as they are compared with queries."""
+    def forward(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The keys as they are compared with queries, in the queries' dtype; in inference computed once."""
+        dtype = dtype or self.weight.dtype
         if self.norm_weight is None:
-            return self.weight
-        return F.rms_norm(self.weight, self.weight.shape[-1:], eps=NORM_EPSILON) * self.norm_weight
+            return self.weight.to(dtype)
+        return self._normalised(partial(self._normalise, dtype), self.weight, self.norm_weight, dtype=dtype)
+
+    def _normalise(self, dtype: torch.dtype) -> Tensor:
+        assert self.norm_weight is not None
+        keys = F.rms_norm(self.weight, self.weight.shape[-1:], eps=NORM_EPSILON) * self.norm_weight
+        return keys.to(dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ultramem import ops
+from ultramem.layers.kept import Kept
 from ultramem.layers.query import Keys
 
 # UltraMemV2 caps the candidates of a side, also where the final top-m is larger.
@@ -56,7 +57,7 @@ class ProductKeyRetrieval(nn.Module):
 
     def forward(self, query: Tensor) -> Retrieval:
         """Query ``(N, Q, 2, 1, d)``; the values have one core."""
-        keys = self.keys().to(query.dtype)
+        keys = self.keys(query.dtype)
         heads = keys.shape[0]
         scores, indices = ops.select_keys(query, keys, keys.new_ones(heads, 2, 1), self.num_candidates)
         # A sum is a Tucker product of rank two: (s_row, 1) with (1, s_col) under the identity.
@@ -107,6 +108,8 @@ class TuckerRetrieval(nn.Module):
         self.register_buffer("left_vectors", torch.empty(num_heads, num_ranks, num_ranks))
         self.register_buffer("right_vectors", torch.empty(num_heads, num_ranks, num_ranks))
         self._decomposed: tuple[int, int] | None = None
+        self._auxiliary_loss = Kept[Tensor]()
+        self._filter_vectors = Kept[Tensor]()
         _refresh_after_optimizer_steps(self)
 
     def reset_parameters(self) -> None:
@@ -145,17 +148,27 @@ class TuckerRetrieval(nn.Module):
 
     def auxiliary_loss(self) -> Tensor:
         """``alpha / (r - 1) * sum over i >= 2 of max(0, lambda_i - tau)**2``, summed over heads; float32 scalar."""
+        return self._auxiliary_loss(self._penalise, self.cores, self.left_vectors, self.right_vectors)
+
+    def _penalise(self) -> Tensor:
         excess = (self.singular_values()[:, 1:] - self.margin).clamp(min=0)
         return self.penalty / max(1, excess.shape[1]) * excess.square().sum()
+
+    def filter_vectors(self) -> Tensor:
+        """``(H, 2, r)``, at least float32: the leading singular vectors, by which candidates are chosen."""
+        return self._filter_vectors(self._leading, self.left_vectors, self.right_vectors)
+
+    def _leading(self) -> Tensor:
+        leading = torch.stack([self.left_vectors[..., 0], self.right_vectors[..., 0]], dim=1)
+        return leading.to(torch.promote_types(leading.dtype, torch.float32))
 
     def forward(self, query: Tensor) -> Retrieval:
         """Query ``(N, Q, 2, r, d)``."""
         # The optimizer's hook does not see cores that were loaded or changed in place; a compiled graph relies on it.
         if not torch.compiler.is_compiling() and self._decomposed != self._cores_version():
             self.refresh()
-        keys = self.keys().to(query.dtype)
-        filter_vectors = torch.stack([self.left_vectors[..., 0], self.right_vectors[..., 0]], dim=1)
-        scores, indices = ops.select_keys(query, keys, filter_vectors, self.num_candidates)
+        keys = self.keys(query.dtype)
+        scores, indices = ops.select_keys(query, keys, self.filter_vectors(), self.num_candidates)
         return Retrieval(*ops.rescore(scores, indices, self.cores, self.num_keys, self.top_k))
 
 

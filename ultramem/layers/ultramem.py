@@ -129,7 +129,7 @@ def _simulated_values(retrieval: TuckerRetrieval) -> tuple[float, float]:
     heads, _, ranks, _ = cores.shape
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(_SIMULATED_TOKENS, heads, 2, ranks, retrieval.num_keys, generator=generator)
-    filters = torch.stack([retrieval.left_vectors[..., 0], retrieval.right_vectors[..., 0]], dim=1).float().cpu()
+    filters = retrieval.filter_vectors().float().cpu()
     filtered = torch.einsum("hsr,nhsrk->nhsk", filters, scores)
     indices = filtered.topk(retrieval.num_candidates, dim=-1).indices
     scores = scores.gather(-1, indices[:, :, :, None].expand(-1, -1, -1, ranks, -1))

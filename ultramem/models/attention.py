@@ -1,5 +1,7 @@
 """Causal self-attention with grouped queries and rotary positions, on transformers' attention interface and caches."""
 
+from types import SimpleNamespace
+
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -73,8 +75,12 @@ class Attention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        same_mask = attention_mask is None or attention_mask.shape[1] == 1
+        grouped = length == 1 and self.config._attn_implementation == "sdpa" and same_mask
+        if grouped:  # the heads of a group are to their keys as so many tokens: no key is copied for every head
+            query = query.reshape(batch, -1, self.num_key_value_groups, self.head_dim)
         attended, _ = attend(
-            self,
+            SimpleNamespace(is_causal=False) if grouped else self,
             query,
             key,
             value,
@@ -83,4 +89,6 @@ class Attention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             **kwargs,
         )
+        if grouped:
+            attended = attended.transpose(1, 2)
         return self.o_proj(attended.reshape(batch, length, -1))

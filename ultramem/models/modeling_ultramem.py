@@ -4,6 +4,7 @@ A block is `x = x + attention(norm(x))`, `h = norm(x)`, `x = x + ffn(h)`. A memo
 output is added to x after block k' (UltraMem, arXiv 2411.12364, section 3.1 and figure 4).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.generation import CompileConfig, GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
@@ -28,7 +29,9 @@ from ultramem.layers.ultramem import UltraMemLayer
 from ultramem.models.attention import Attention
 from ultramem.models.branches import feed_forward, memory_layer, memory_table
 from ultramem.models.configuration_ultramem import UltraMemConfig
+from ultramem.models.decoding import DecodeGraph
 from ultramem.models.loss import next_token_loss
+from ultramem.models.overlap import Running, can_overlap
 
 # Computed again, a retrieval could meet a tie and choose other rows: checkpointing keeps the first choice.
 _keep_slots = partial(
@@ -225,9 +228,11 @@ class UltraMemModel(UltraMemPreTrainedModel):
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
 
         hidden_states = inputs_embeds
-        auxiliary_loss = torch.zeros((), device=inputs_embeds.device)
+        auxiliary_losses: list[Tensor] = []
         inputs: list[Tensor] = []
+        running: dict[int, Running] = {}
         memory: dict[int, MemoryOutput] = {}
+        beside = can_overlap(hidden_states)
         for index, block in enumerate(self.layers):
             if output_hidden_states:
                 inputs.append(hidden_states)
@@ -239,19 +244,29 @@ class UltraMemModel(UltraMemPreTrainedModel):
                 **kwargs,
             )
             if block_loss is not None:
-                auxiliary_loss = auxiliary_loss + block_loss
+                auxiliary_losses.append(block_loss)
             for unit, (read, add) in enumerate(self.unit_blocks):
                 if read == index:
-                    memory[unit] = self._read_memory(unit, normed, masks.get("linear_attention"), past_key_values)
-                    auxiliary_loss = auxiliary_loss + memory[unit].auxiliary_loss
+                    read_memory = partial(
+                        self._read_memory,
+                        unit,
+                        padding_mask=masks.get("linear_attention"),
+                        past_key_values=past_key_values,
+                    )
+                    running[unit] = Running(read_memory, normed, beside=beside and add > read)
                 if add == index:
-                    arriving = memory[unit] if output_memory else memory.pop(unit)
-                    hidden_states = hidden_states + self.memory_dropout(arriving.hidden_states)
+                    arrived = running.pop(unit).wait()
+                    auxiliary_losses.append(arrived.auxiliary_loss)
+                    hidden_states = hidden_states + self.memory_dropout(arrived.hidden_states)
+                    if output_memory:
+                        memory[unit] = arrived
 
         hidden_states = self.norm(hidden_states)
+        if not auxiliary_losses:
+            auxiliary_losses.append(torch.zeros((), device=hidden_states.device))
         return UltraMemModelOutput(
             last_hidden_state=hidden_states,
-            auxiliary_loss=auxiliary_loss,
+            auxiliary_loss=torch.stack(auxiliary_losses).sum(),
             past_key_values=past_key_values,
             hidden_states=(*inputs, hidden_states) if output_hidden_states else None,
             memory=tuple(memory[unit] for unit in range(len(memory))) if output_memory else None,
@@ -361,3 +376,11 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             memory=outputs.memory,
         )
+
+    def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable:
+        """What `generate` calls for every token after the prompt, on a GPU with a static cache.
+
+        One CUDA graph of the whole step, captured within a second; `torch.compile` where `generate` is given a
+        `compile_config`.
+        """
+        return DecodeGraph(self) if compile_config is None else super().get_compiled_call(compile_config)

@@ -1,0 +1,95 @@
+"""Decoding with static shapes: on a CPU all but the capture, on a GPU the graph itself."""
+
+import pytest
+import torch
+from transformers import StaticCache
+from transformers.generation import CompileConfig
+
+from ultramem.models.decoding import DecodeGraph, unchanged
+
+
+def prefilled(model, tokens) -> tuple[StaticCache, torch.Tensor]:
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    with torch.no_grad():
+        return cache, model(tokens, past_key_values=cache).logits[:, -1:].argmax(-1)
+
+
+def greedy(step, cache, tokens, number=8) -> list[list[int]]:
+    chosen = [tokens]
+    with torch.no_grad():
+        for _ in range(number):
+            chosen.append(step(input_ids=chosen[-1], past_key_values=cache).logits.argmax(-1))
+    return torch.cat(chosen, dim=1).tolist()
+
+
+def test_a_step_that_is_taken_back_leaves_no_trace(build, tokens, member):
+    model = build(member)
+    expected = greedy(model, *prefilled(model, tokens))
+    cache, first = prefilled(model, tokens)
+    with unchanged(cache), torch.no_grad():
+        model(torch.full_like(first, 7), past_key_values=cache)
+    assert cache.get_seq_length() == tokens.shape[1]
+    assert greedy(model, cache, first) == expected
+
+
+def test_generate_uses_a_graph_unless_told_to_compile(build, monkeypatch):
+    model = build("ultramem")
+    assert isinstance(model.get_compiled_call(None), DecodeGraph)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: options)
+    assert model.get_compiled_call(CompileConfig())["mode"] == "reduce-overhead"
+
+
+@pytest.fixture
+def on_gpu(build):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    sizes = {"hidden_size": 64, "intermediate_size": 96}
+    return lambda name, dtype=torch.float32: build(name, **sizes).to("cuda", dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_graph_chooses_the_same_tokens(on_gpu, tokens, member, dtype):
+    if member in ("moe", "ultramem-moe") and dtype == torch.float32:
+        pytest.skip("without grouped_mm the experts' loop asks the host")
+    model, tokens = on_gpu(member, dtype), tokens.cuda()
+    expected = greedy(model, *prefilled(model, tokens))
+    cache, first = prefilled(model, tokens)
+    step = DecodeGraph(model)
+    assert greedy(step, cache, first) == expected
+    assert greedy(step, *prefilled(model, tokens)) == expected, "captured anew for another cache"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["dense", "ultramem"])
+def test_generation_of_a_padded_batch_is_the_same_with_graphs(on_gpu, tokens, name):
+    model, tokens = on_gpu(name), tokens.cuda()
+    mask = torch.ones_like(tokens)
+    tokens[1, :5] = mask[1, :5] = 0
+    settings = {"attention_mask": mask, "max_new_tokens": 9, "do_sample": False}
+    expected = model.generate(tokens, **settings)
+    assert model.generate(tokens, **settings, cache_implementation="static").equal(expected)
+
+
+@pytest.mark.gpu
+def test_torch_compile_captures_graphs_too(on_gpu, tokens):
+    model, tokens = on_gpu("ultramem"), tokens.cuda()
+    expected = model.generate(tokens, max_new_tokens=6, do_sample=False)
+    compiled = model.generate(
+        tokens,
+        max_new_tokens=6,
+        do_sample=False,
+        cache_implementation="static",
+        compile_config=CompileConfig(mode="reduce-overhead", fullgraph=True),
+    )
+    assert compiled.equal(expected)
+
+
+@pytest.mark.gpu
+def test_a_unit_beside_the_blocks_gives_what_it_gives_between_them(on_gpu, tokens):
+    model, tokens = on_gpu("ultramem"), tokens.cuda()
+    plain = model(tokens, use_cache=False).logits  # with gradients: in order
+    with torch.no_grad():
+        beside = [model(tokens, use_cache=False).logits for _ in range(20)]
+    for logits in beside:
+        torch.testing.assert_close(logits, plain, rtol=0, atol=1e-5)
