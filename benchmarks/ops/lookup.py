@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.ops.timing import copy_speed, microseconds, microseconds_in_graph, num_bytes, ratios
 from benchmarks.record import show, write
 from ultramem import ops
+from ultramem.ops.lookup.permutation import Placement
 
 SLOTS, EXPANSION, CORES = 84, 4, 2
 ADAM = {"learning_rate": 1e-3, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.0}
@@ -137,6 +138,28 @@ def optimizer_row(size: Size, copy: float) -> dict[str, Any]:
     return row(size, 5 * num_bytes(table) / copy, ours, {"adamw_float32": microseconds(adam.step)})
 
 
+def step_row(size: Size, copy: float) -> dict[str, Any]:
+    """Backward and the whole table's step with the small state: in one pass, and one after the other."""
+    table, slots, weights = operands(size)
+    pooled_gradient = torch.randn(size.tokens, EXPANSION, size.width, device="cuda", dtype=table.dtype)
+    first, second = torch.zeros_like(table), torch.zeros(len(table), 1, device="cuda")
+    placement, step = Placement(size.num_keys, EXPANSION), torch.tensor(1.0, device="cuda")
+
+    def together() -> None:
+        read = (pooled_gradient, table, first, second, slots, weights)
+        ops.lookup_step(*read, placement=placement, step=step, **ADAM)
+
+    leaf, leaf_weights = torch.nn.Parameter(table.clone()), weights.clone().requires_grad_()
+    pooled = lookup(leaf, slots, leaf_weights, size.num_keys)
+
+    def apart() -> None:
+        gradient, _ = torch.autograd.grad(pooled, (leaf, leaf_weights), pooled_gradient, retain_graph=True)
+        ops.row_adam(leaf.data, first, second, None, gradient, step=step, **ADAM)
+
+    floor = (num_bytes(pooled_gradient, slots, weights, weights) + 4 * num_bytes(table)) / copy
+    return row(size, floor, {"ours": microseconds(together)}, {"apart": microseconds(apart)})
+
+
 def row(size: Size, floor: float, ours: dict[str, float], peers: dict[str, float]) -> dict[str, Any]:
     """One line of the table; ratios are of the first of ours."""
     times = {"floor": floor} | ours | peers
@@ -155,6 +178,7 @@ def main() -> None:
         ("lookup", FORWARD, forward_row),
         ("lookup_backward", BACKWARD, backward_row),
         ("row_adam", BACKWARD[1:2], optimizer_row),
+        ("lookup_step", BACKWARD, step_row),
     ):
         rows = []
         for size in sizes:
