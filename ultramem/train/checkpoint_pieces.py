@@ -21,7 +21,10 @@ class PiecewiseSavePlanner(DefaultSavePlanner):
     again, or spreads it over another number of processes, would otherwise hold what one process held of it.
 
     Example:
-        >>> dcp.save({"table": torch.zeros(10**6, 192)}, checkpoint_id="folder", planner=PiecewiseSavePlanner())
+        >>> from torch.distributed.checkpoint import save
+        >>> written = save({"x": torch.ones(9, 4)}, checkpoint_id="x", planner=PiecewiseSavePlanner(), no_dist=True)
+        >>> len(written.state_dict_metadata["x"].chunks)
+        1
     """
 
     def create_local_plan(self) -> SavePlan:
