@@ -41,7 +41,7 @@ def mapped_weights(folder: Path, weights: Mapping[str, Tensor], max_file_bytes: 
         OSError: there is no room.
 
     Example:
-        >>> with mapped_weights(Path("folder"), {"table": torch.empty(9, 8, device="meta")}, 10**9) as weights:
+        >>> with mapped_weights(Path("hf/a"), {"table": torch.empty(9, 8, device="meta")}, 10**9) as weights:
         ...     weights["table"].fill_(1.0)
     """
     split = split_torch_state_dict_into_shards(dict(weights), max_shard_size=max_file_bytes)
