@@ -10,7 +10,7 @@ import torch
 import ultramem
 from ultramem import UltraMemConfig, UltraMemForCausalLM, UltraMemModel, recipes
 
-USERS_OWN = ("data/", "runs/", "hf/", "data=", "corpus", "run_folder", "folder)", "tokenizer")
+USERS_OWN = ("DecodeGraph(", "data/", "runs/", "hf/", "data=", "corpus", "run_folder", "folder)", "tokenizer")
 
 
 def names():
@@ -42,7 +42,7 @@ def names():
 
 
 def examples():
-    """Every docstring with an example that needs no file, as `(name, doctest)`."""
+    """Every docstring with an example that needs no file and no GPU, as `(name, doctest)`."""
     given = names()
     for module_info in pkgutil.walk_packages(ultramem.__path__, "ultramem."):
         if module_info.name.endswith(("__main__", "kernels")):
