@@ -1,0 +1,31 @@
+"""Dense, experts, product keys and UltraMem at equal compute: same trunk, same tokens in the same order, three seeds.
+
+Each has the learning rates of its best run in `learning_rates`, which is to be made first.
+
+python -m benchmarks.study.equal_compute --data data/docs --scale gpu-25m
+"""
+
+from collections.abc import Iterator
+
+from benchmarks.study.command import main
+from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
+from benchmarks.study.learning_rates import tuned
+from benchmarks.study.results import Results
+from benchmarks.study.scales import Scale
+from ultramem.train.config import TrainConfig
+
+EXPERIMENT = "equal_compute"
+SEEDS = (0, 1, 2)
+RIVALS = ("dense", "moe", "moe-fine", "pkm", "ultramem")
+
+
+def runs(scale: Scale, tokens: int, results: Results) -> Iterator[TrainConfig]:
+    """All rivals with the first seed, then with the second, then with the third."""
+    rates = results.of(SWEEP)
+    for seed in SEEDS:
+        for rival in RIVALS:
+            yield tuned(scale.fit(scale.recipe(rival), tokens, seed=seed), rates, scale)
+
+
+if __name__ == "__main__":
+    main(EXPERIMENT, __doc__, runs)

@@ -1,0 +1,41 @@
+"""UltraMem with 1, 4, 16 and 64 times the rows at fixed active parameters: loss, time of a step, rows that are used.
+
+Keys a side grow with the root of the rows. Where they are fewer, wider feed-forward branches make up for their work.
+
+python -m benchmarks.study.table_size --data data/docs --scale gpu-25m
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from benchmarks.study.command import main
+from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
+from benchmarks.study.learning_rates import tuned
+from benchmarks.study.results import Results
+from benchmarks.study.scales import Scale
+from ultramem.accounting import count_parameters
+from ultramem.recipes.registry import with_model
+from ultramem.train.config import TrainConfig
+
+EXPERIMENT = "table_size"
+FACTORS = (1, 4, 16, 64)
+
+
+def runs(scale: Scale, tokens: int, results: Results) -> Iterator[TrainConfig]:
+    """The sizes, the recipe's own last."""
+    ultramem = tuned(scale.fit(scale.recipe("ultramem"), tokens), results.of(SWEEP), scale)
+    for factor in FACTORS:
+        yield replace(shrunk(ultramem, factor / FACTORS[-1]), name=f"{ultramem.name}-rows-x{factor}")
+
+
+def shrunk(ultramem: TrainConfig, share: float) -> TrainConfig:
+    """UltraMem with a share of its rows, and as many parameters in its matrices."""
+    model = ultramem.model
+    fewer = with_model(ultramem, memory_num_keys=round(model.memory_num_keys * share**0.5))
+    missing = count_parameters(model).matrices - count_parameters(fewer.model).matrices
+    wider = round(missing / (3 * model.hidden_size * model.num_hidden_layers) / 8) * 8
+    return with_model(fewer, intermediate_size=model.intermediate_size + wider)
+
+
+if __name__ == "__main__":
+    main(EXPERIMENT, __doc__, runs)

@@ -1,0 +1,49 @@
+"""A scale of the study at which every experiment takes a second."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from benchmarks.study import command
+from benchmarks.study.scales import Scale
+from ultramem.recipes.registry import with_model
+
+# Divisible by all ranks, cores and expansions that the ladder tries.
+TINY = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_experts": 8,
+    "moe_intermediate_size": 8,
+    "memory_key_size": 12,
+    "memory_value_size": 16,
+    "memory_top_k": 4,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyScale(Scale):
+    """The CPU's family with everything but the table's keys shrunk."""
+
+    def fit(self, config, tokens, *, name=None, seed=0):
+        fitted = super().fit(config, tokens, name=name, seed=seed)
+        model = fitted.model
+        keys = {} if model.memory is None else {"memory_num_keys": model.memory_num_keys // 8}
+        return with_model(fitted, **TINY, **keys)
+
+
+TINY_SCALE = TinyScale(
+    family="cpu",
+    tokens=256,
+    learning_rates=(1e-3, 1e-2),
+    batch_size=2,
+    sequence_length=32,
+    validation_tokens=64,
+)
+
+
+@pytest.fixture
+def tiny_scale(monkeypatch):
+    """Makes `--scale tiny` one of the choices."""
+    monkeypatch.setitem(command.SCALES, "tiny", TINY_SCALE)
+    return TINY_SCALE

@@ -1,0 +1,155 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.study import command, dense_equivalent, equal_compute, ladder, learning_rates, table_size
+from benchmarks.study.dense_equivalent import FACTORS, grown
+from benchmarks.study.learning_rates import tuned
+from benchmarks.study.results import Results
+from ultramem import recipes
+from ultramem.accounting import count_flops, count_parameters
+from ultramem.recipes.registry import with_model
+from ultramem.train.config_json import config_to_dict
+
+EXPERIMENTS = {
+    learning_rates: 2 * 2 + 3 + 3 * 2,
+    equal_compute: 3 * 5,
+    dense_equivalent: 4,
+    table_size: 4,
+    ladder: 18,
+}
+
+
+def make(experiment, data, out, *flags):
+    arguments = ["--scale", "tiny", "--data", str(data), "--out", str(out), *flags]
+    command.main(experiment.EXPERIMENT, experiment.__doc__, experiment.runs, arguments)
+    return Results(experiment.EXPERIMENT, out).rows()
+
+
+@pytest.fixture(scope="module")
+def nothing_kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(autouse=True)
+def _without_kept_results(monkeypatch, nothing_kept):
+    monkeypatch.setattr("benchmarks.study.results.Results.__init__.__defaults__", (nothing_kept,))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda module: module.EXPERIMENT)
+def test_an_experiment_runs_from_end_to_end(experiment, prepared, tiny_scale, tmp_path, monkeypatch):
+    rows = make(experiment, prepared, tmp_path)
+    assert len(rows) == EXPERIMENTS[experiment]
+    for row in rows:
+        assert {"commit", "hardware", "torch", "date", "settings", "seed"} <= set(row)
+        assert row["validation"][-1] == pytest.approx(
+            {"tokens": row["tokens"], "seconds": row["validation"][-1]["seconds"], "loss": row["validation_loss"]}
+        )
+        assert row["tokens"] == row["settings"]["steps"] * 64
+        assert [point["tokens"] for point in row["training"]][-1] == row["tokens"]
+        assert (row["memory"] is None) == (row["settings"]["model"]["memory"] is None)
+    # The same command finds everything done.
+    monkeypatch.setattr(command, "train_and_measure", lambda *_: pytest.fail("it trains again"))
+    assert make(experiment, prepared, tmp_path) == rows
+
+
+def test_no_run_begins_after_the_time_is_over_and_the_next_call_goes_on(prepared, tiny_scale, tmp_path, capsys):
+    assert make(table_size, prepared, tmp_path, "--seconds", "0") == []
+    assert "goes on with cpu-ultramem-rows-x1, seed 0" in capsys.readouterr().out
+    assert len(make(table_size, prepared, tmp_path)) == 4
+
+
+def finished(config, loss=3.0):
+    """A row as a run of `config` leaves it."""
+    return {"name": config.name, "seed": config.seed, "validation_loss": loss, "settings": config_to_dict(config)}
+
+
+def test_a_torn_line_is_left_out_and_its_run_made_again(tiny_scale, tmp_path):
+    results = Results("table_size", tmp_path)
+    first, second, *_ = table_size.runs(tiny_scale, 256, results)
+    results.add(finished(first))
+    results.add(finished(second))
+    assert results.has(first)
+    assert results.has(second)
+    results.path.write_text(results.path.read_text()[:-9])
+    assert results.has(first)
+    assert not results.has(second)
+    results.add(finished(second))
+    assert [row["name"] for row in results.rows()] == [first.name, second.name]
+
+
+def test_another_seed_or_setting_is_another_run(tiny_scale, tmp_path):
+    results = Results("table_size", tmp_path)
+    config = next(table_size.runs(tiny_scale, 256, results))
+    results.add(finished(with_model(config, vocab_size=77)))
+    assert results.has(config)
+    assert not results.has(replace(config, seed=1))
+    assert not results.has(replace(config, steps=5))
+
+
+def test_a_new_folder_begins_with_what_is_kept(tiny_scale, tmp_path):
+    kept = Results("table_size", tmp_path / "kept")
+    config = next(table_size.runs(tiny_scale, 256, kept))
+    kept.add(finished(config))
+    results = Results("table_size", tmp_path / "new", tmp_path / "kept")
+    assert results.rows() == kept.rows()
+    results.add(finished(replace(config, seed=1)))
+    assert len(kept.rows()) == 1
+
+
+def test_equal_compute_takes_the_best_rates(tiny_scale, tmp_path):
+    results = Results("equal_compute", tmp_path)
+    sweep = Results("learning_rates", tmp_path)
+    moe = tiny_scale.fit(tiny_scale.recipe("moe"), 256)
+    for rate, loss in ((1e-4, 3.1), (2e-4, 3.0), (3e-4, 3.2)):
+        config = replace(moe, optimizer=replace(moe.optimizer, learning_rate=rate))
+        sweep.add(finished(config, loss))
+    dense, chosen, *_ = equal_compute.runs(tiny_scale, 256, results)
+    assert chosen.name == "cpu-moe"
+    assert chosen.optimizer.learning_rate == 2e-4
+    assert dense.optimizer.learning_rate == recipes.get("cpu-dense").optimizer.learning_rate
+
+
+def test_what_was_not_swept_takes_the_nearest_models_rates(tiny_scale):
+    def row(name, loss, **optimizer):
+        settings = {"table_multiplier_start": 10.0, "table_horizon_steps": None} | optimizer
+        return {"name": name, "validation_loss": loss, "settings": {"steps": 30, "optimizer": settings}}
+
+    rows = [
+        row("cpu-dense", 3.0, learning_rate=0.5),
+        row("cpu-ultramem", 3.0, learning_rate=0.25, table_horizon_steps=10),
+        row("cpu-ultramem", 3.1, learning_rate=0.125),
+    ]
+    moe = tuned(tiny_scale.fit(recipes.get("cpu-moe"), 64 * 60), rows, tiny_scale)
+    assert moe.optimizer.learning_rate == 0.5
+    pkm = tuned(tiny_scale.fit(recipes.get("cpu-pkm"), 64 * 60), rows, tiny_scale)
+    assert (pkm.optimizer.learning_rate, pkm.optimizer.table_horizon_steps) == (0.25, 20)
+    assert tuned(pkm, [], tiny_scale) == pkm
+
+
+@pytest.mark.parametrize("family", ["cpu", "gpu-25m", "gpu-100m"])
+@pytest.mark.parametrize("factor", FACTORS)
+def test_dense_models_grow_by_the_factor(family, factor):
+    dense = recipes.get(f"{family}-dense")
+    larger = grown(dense, factor).model
+    assert count_parameters(larger).matrices == pytest.approx(factor * count_parameters(dense.model).matrices, rel=0.01)
+    assert larger.head_dim == dense.model.head_dim
+
+
+def test_rows_multiply_at_fixed_compute(tiny_scale, tmp_path):
+    ultramem = recipes.get("gpu-25m-ultramem")
+    scale = command.SCALES["gpu-25m"]
+    sizes = list(table_size.runs(scale, scale.tokens, Results("table_size", tmp_path)))
+    tables = [count_parameters(config.model).tables for config in sizes]
+    assert [table / tables[0] for table in tables] == [1, 4, 16, 64]
+    assert tables[-1] == count_parameters(ultramem.model).tables
+    flops = [count_flops(config.model, 512).per_token for config in sizes]
+    assert max(flops) / min(flops) < 1.01
+
+
+def test_the_machine_that_measures_needs_no_tyro_and_no_cattrs():
+    modules = ", ".join(f"benchmarks.study.{name}" for name in ("ladder", "equal_compute", "table_size", "knowledge"))
+    code = f"import sys; sys.modules.update(tyro=None, cattrs=None, datasets=None, lm_eval=None); import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
