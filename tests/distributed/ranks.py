@@ -20,18 +20,23 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def environment_of(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """What torchrun would tell a rank on this machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
 class Rank:
-    """A process that runs a function; the environment is what torchrun would give it."""
+    """A process that runs a function in the environment of a rank."""
 
     def __init__(self, function: Callable, rank: int, world_size: int, port: int, arguments: tuple, join: bool):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "LOCAL_WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        environment = environment_of(rank, world_size, port)
         self._reader, writer = _processes.Pipe(duplex=False)
         self.process = _processes.Process(
             target=_run, args=(writer, environment, join, function, arguments), daemon=True
