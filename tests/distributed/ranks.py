@@ -5,9 +5,11 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import closing
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 _processes = multiprocessing.get_context("forkserver")
@@ -65,14 +67,22 @@ def start_ranks(function: Callable, world_size: int, *arguments, join: bool = Tr
 
 def run_ranks(function: Callable, world_size: int, *arguments, join: bool = True) -> list[Any]:
     """What the function, which can be imported by its name, returns on each rank."""
-    outcomes = [rank.outcome() for rank in start_ranks(function, world_size, *arguments, join=join)]
-    errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(outcomes) if error]
+    ranks = start_ranks(function, world_size, *arguments, join=join)
+    with ThreadPoolExecutor(world_size) as pool:
+        outcomes = [pool.submit(rank.outcome) for rank in ranks]
+        for outcome in as_completed(outcomes):
+            if outcome.result()[1]:
+                wait(outcomes, timeout=5)  # the others may wait in vain for the one that failed
+                for rank in ranks:
+                    rank.process.kill()
+    errors = [f"rank {rank}: {error}" for rank, outcome in enumerate(outcomes) if (error := outcome.result()[1])]
     assert not errors, "\n".join(errors)
-    return [result for result, _ in outcomes]
+    return [outcome.result()[0] for outcome in outcomes]
 
 
 def _run(writer, environment: dict[str, str], join: bool, function: Callable, arguments: tuple) -> None:
     os.environ.update(environment)
+    torch.set_num_threads(1)
     try:
         if join:
             dist.init_process_group("gloo")
@@ -81,5 +91,7 @@ def _run(writer, environment: dict[str, str], join: bool, function: Callable, ar
         answer = (None, traceback.format_exc())
     writer.send(answer)
     writer.close()
+    if answer[1]:
+        os._exit(1)  # to leave the group in order could take the others
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -16,7 +16,7 @@ def operands(dtype=torch.float32, rows=(4, 1), width=5):
 def test_custom_op_passes_opcheck():
     torch.library.opcheck(
         torch.ops.ultramem.row_adam.default,
-        (*operands(), torch.tensor(3.0), *SCALARS.values(), 0),
+        (*operands(), torch.tensor(3.0), *SCALARS.values(), 0, None),
         raise_exception=True,
     )
 
@@ -76,6 +76,17 @@ def test_a_shared_second_moment_is_the_mean_of_its_part(parts):
     torch.testing.assert_close(table[rows], initial[rows] * 0.99 - 0.1 * update)
 
 
+def test_a_part_of_the_columns_steps_as_the_whole_rows_do():
+    table, exp_avg, _, rows, gradients = operands(width=6)
+    whole = table.clone(), exp_avg.clone(), torch.ones(7, 1)
+    row_adam(*whole, rows, gradients, step=torch.tensor(3.0), **SCALARS)
+    part = table[:, 2:].clone(), exp_avg[:, 2:].clone(), torch.ones(7, 1)
+    squares = gradients.square().mean(dim=1, keepdim=True)
+    row_adam(*part, rows, gradients[:, 2:], step=torch.tensor(3.0), **SCALARS, mean_squares=squares)
+    assert torch.equal(part[0], whole[0][:, 2:])
+    assert torch.equal(part[2], whole[2])
+
+
 def test_no_rows_is_no_change():
     tensors = operands(rows=())
     before = [tensor.clone() for tensor in tensors]
@@ -89,5 +100,7 @@ def test_shapes_that_do_not_belong_together_are_refused():
         row_adam(table, exp_avg[1:], exp_avg_sq, rows, gradients, step=torch.tensor(1.0), **SCALARS)
     with pytest.raises(ValueError, match="G a divisor of the width 5"):
         row_adam(table, exp_avg, exp_avg_sq[:, :2], rows, gradients, step=torch.tensor(1.0), **SCALARS)
+    with pytest.raises(ValueError, match=r"mean_squares \(7, 5\): it must be \(2, 5\)"):
+        row_adam(*operands(), step=torch.tensor(1.0), **SCALARS, mean_squares=torch.ones(7, 5))
     with pytest.raises(ValueError, match="2 rows of a table"):
         row_adam(table, exp_avg, exp_avg_sq, rows, gradients[1:], step=torch.tensor(1.0), **SCALARS)

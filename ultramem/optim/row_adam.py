@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import Optimizer, ParamsT
 
@@ -96,7 +98,7 @@ class RowAdamW(Optimizer):
                 if parameter.grad is None:
                     continue
                 self._ensure_state(parameter, group["state"])
-                if parameter.grad.is_sparse or parameter.dtype.itemsize < 4 or group["state"] == "small":
+                if _local(parameter.grad).is_sparse or parameter.dtype.itemsize < 4 or group["state"] == "small":
                     self._step_rows(parameter, group)
                 else:
                     for_torch.append(parameter)
@@ -125,20 +127,20 @@ class RowAdamW(Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=wide)
         else:
             state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
-            state["exp_avg_sq"] = torch.zeros_like(parameter[:, :1], dtype=wide)
+            state["exp_avg_sq"] = _zero_per_row(parameter, wide)
 
     def _step_rows(self, parameter: Tensor, group: dict) -> None:
         assert parameter.grad is not None
-        rows, gradients = None, parameter.grad
+        rows, gradients = None, _local(parameter.grad)
         if gradients.is_sparse:
             gradients = gradients.coalesce()
             rows, gradients = gradients.indices()[0], gradients.values()
         state = self.state[parameter]
         state["step"] += 1
         ops.row_adam(
-            parameter,
-            state["exp_avg"],
-            state["exp_avg_sq"],
+            _local(parameter),
+            _local(state["exp_avg"]),
+            _local(state["exp_avg_sq"]),
             rows,
             gradients,
             step=state["step"],
@@ -147,6 +149,7 @@ class RowAdamW(Optimizer):
             beta2=group["betas"][1],
             epsilon=group["eps"],
             weight_decay=group["weight_decay"],
+            mean_squares=_mean_squares(parameter, gradients) if group["state"] == "small" else None,
         )
 
     def _step_by_torch(self, parameters: list[Tensor], group: dict) -> None:
@@ -154,10 +157,10 @@ class RowAdamW(Optimizer):
             return
         states = [self.state[parameter] for parameter in parameters]
         adamw(
-            parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [_local(parameter) for parameter in parameters],
+            [_local(parameter.grad) for parameter in parameters if parameter.grad is not None],
+            [_local(state["exp_avg"]) for state in states],
+            [_local(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -169,3 +172,34 @@ class RowAdamW(Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this process has of a table that several share: the optimizer steps that alone."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _mean_squares(parameter: Tensor, gradients: Tensor) -> Tensor | None:
+    """Of whole rows ``(U, 1)``, where other processes have the other columns of them; else None."""
+    if not isinstance(parameter, DTensor) or Shard(1) not in parameter.placements:
+        return None
+    axis = parameter.placements.index(Shard(1))
+    squares = gradients.float().square().sum(dim=1, keepdim=True)
+    dist.all_reduce(squares, group=parameter.device_mesh.get_group(axis))
+    return squares / parameter.shape[1]
+
+
+def _zero_per_row(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(R, 1)`` zeros, sharded by rows as the parameter is; a table sharded by columns has them on every process."""
+    if not isinstance(parameter, DTensor):
+        return torch.zeros_like(parameter[:, :1], dtype=dtype)
+    local = parameter.to_local()[:, :1]
+    placements = [placement if placement == Shard(0) else Replicate() for placement in parameter.placements]
+    return DTensor.from_local(
+        torch.zeros_like(local, dtype=dtype),
+        parameter.device_mesh,
+        placements,
+        run_check=False,
+        shape=torch.Size([parameter.shape[0], 1]),
+        stride=(1, 1),
+    )

@@ -80,3 +80,31 @@ def check_placement(table: Tensor, placement: Placement) -> None:
         raise ValueError(f"table has {num_rows} rows: {num_keys} keys a side, E {expansion} need n * n / E")
     if not 0 <= first_row < num_rows:
         raise ValueError(f"first_row is {first_row}: the table has rows 0 to {num_rows - 1}")
+
+
+def logical_slots(rows: Tensor, groups: Tensor, num_keys: int, expansion: int, seed: int) -> Tensor:
+    """Which slots live there: the inverse of `physical_rows`.
+
+    Args:
+        rows: int64 in ``[0, n * n / E)``.
+        groups: int64 in ``[0, E)``, shaped as ``rows``.
+        num_keys: n.
+        expansion: E.
+        seed: of the permutation.
+
+    Returns:
+        slots in ``[0, n * n)``.
+
+    Example:
+        >>> slots = torch.arange(36)
+        >>> rows, groups = physical_rows(slots, num_keys=6, expansion=4, seed=0)
+        >>> torch.equal(logical_slots(rows, groups, num_keys=6, expansion=4, seed=0), slots)
+        True
+    """
+    if expansion == 1:
+        return rows
+    permuted = rows * expansion + groups
+    left, right = permuted // num_keys, permuted % num_keys
+    for offsets in round_offsets(num_keys, seed, rows.device).flip(0):
+        left, right = (right - offsets[left]) % num_keys, left
+    return left * num_keys + right

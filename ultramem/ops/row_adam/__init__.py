@@ -25,6 +25,7 @@ def row_adam(
     epsilon: float,
     weight_decay: float,
     seed: int = 0,
+    mean_squares: Tensor | None = None,
 ) -> None:
     """Step ``parameter[rows]`` with AdamW, and the same rows of both moments; others stay as they are.
 
@@ -44,6 +45,8 @@ def row_adam(
         epsilon: added to the root of the second moment.
         weight_decay: decoupled; only the stepped rows are decayed.
         seed: of the stochastic rounding, which is a function of seed, step and element.
+        mean_squares: ``(U, G)``, what the second moment averages; None: the mean of each part's own squared gradients.
+            A process that has a few columns of every row gives the means over whole rows.
 
     Raises:
         ValueError: shapes do not belong together.
@@ -68,7 +71,9 @@ def row_adam(
         raise ValueError(
             f"{num_stepped} rows of a table {tuple(parameter.shape)}: {tuple(row_gradients.shape)} is wrong"
         )
-    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed)
+    if mean_squares is not None and mean_squares.shape != (num_stepped, parts):
+        raise ValueError(f"mean_squares {tuple(mean_squares.shape)}: it must be {(num_stepped, parts)}")
+    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed, mean_squares)
     _row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
 
 
@@ -86,15 +91,19 @@ def _row_adam(
     epsilon: float,
     weight_decay: float,
     seed: int,  # without a default: the dispatcher does not pass on what equals one
+    mean_squares: Tensor | None,
 ) -> None:
-    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed)
+    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed, mean_squares)
     reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
 
 
 @_row_adam.register_kernel("cuda")
-def _(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings):
-    if reference_answers(parameter):
-        return reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
+def _(
+    parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, rate, beta1, beta2, epsilon, decay, seed, mean_squares
+):
+    settings = (rate, beta1, beta2, epsilon, decay, seed)
+    if reference_answers(parameter) or mean_squares is not None:  # the kernel sums the squares itself
+        return reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings, mean_squares)
     from ultramem.ops.row_adam import kernels  # Triton need not be there without a GPU.
 
     return kernels.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)

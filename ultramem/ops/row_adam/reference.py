@@ -23,6 +23,7 @@ def row_adam(
     epsilon: float,
     weight_decay: float,
     seed: int,
+    mean_squares: Tensor | None = None,
 ) -> None:
     """See `ultramem.ops.row_adam`."""
     dtype = accumulation_dtype(parameter.dtype)
@@ -33,9 +34,10 @@ def row_adam(
     step = step.to(parameter.device, torch.float64)
     correction1, correction2 = (1 - beta1**step).to(dtype), (1 - beta2**step).to(dtype)
 
-    squares_UG = gradients_UD.square().unflatten(1, (exp_avg_sq.shape[1], -1)).mean(dim=2)
+    if mean_squares is None:
+        mean_squares = gradients_UD.square().unflatten(1, (exp_avg_sq.shape[1], -1)).mean(dim=2)
     exp_avg_UD = exp_avg[rows].to(dtype).lerp_(gradients_UD, 1 - beta1)
-    exp_avg_sq_UG = exp_avg_sq[rows].to(dtype).lerp_(squares_UG, 1 - beta2)
+    exp_avg_sq_UG = exp_avg_sq[rows].to(dtype).lerp_(mean_squares.to(dtype), 1 - beta2)
     denominator_UG = (exp_avg_sq_UG / correction2).sqrt_().add_(epsilon)
     denominator_UD = denominator_UG.repeat_interleave(width // exp_avg_sq.shape[1], dim=1)
     update_UD = exp_avg_UD / denominator_UD * (learning_rate / correction1)

@@ -1,0 +1,39 @@
+"""A small table: every process has it whole, and only gradients travel."""
+
+from torch import Tensor
+
+from ultramem import ops
+from ultramem.distributed.exchange import scale_gradient
+from ultramem.distributed.sharded_table import ShardedTable
+
+
+class ReplicatedTable(ShardedTable):
+    """A table of which every process has all: its shard axis has size 1."""
+
+    dim = 0
+
+    def forward(
+        self,
+        slots: Tensor,
+        values: Tensor,
+        *,
+        num_keys: int,
+        expansion: int,
+        seed: int,
+        first_row: int = 0,
+        by_group: bool = True,
+    ) -> Tensor:
+        """As `Table.forward`, without a word to another process."""
+        pooled = ops.lookup(
+            self.part,
+            slots.flatten(1),
+            scale_gradient(values.transpose(1, 2).flatten(2), self.num_ranks),
+            num_keys=num_keys,
+            expansion=expansion,
+            seed=seed,
+            first_row=first_row,
+            by_group=by_group,
+            sparse=self.gradient_is_sparse,
+        )
+        # Divided on the way in and multiplied on the way out: only the table's own gradient keeps the division.
+        return scale_gradient(pooled, 1 / self.num_ranks)
