@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ultramem import layers, models, ops
     from ultramem.layers.memory import MemoryOutput
+    from ultramem.layers.memory_plus import MemoryPlusLayer
     from ultramem.layers.mlp import GELUMLP, SwiGLU
     from ultramem.layers.moe import MoE, MoEOutput
+    from ultramem.layers.peer import PEERLayer
     from ultramem.layers.pkm import PKMLayer
-    from ultramem.layers.tables import Table
+    from ultramem.layers.tables import GatedTable, Table
     from ultramem.layers.ultramem import UltraMemLayer
+    from ultramem.layers.ultramem_v2 import UltraMemV2Layer
     from ultramem.models import UltraMemConfig, UltraMemForCausalLM, UltraMemModel
 
 _MODULES = {
     "GELUMLP": "ultramem.layers.mlp",
+    "GatedTable": "ultramem.layers.tables",
     "MemoryOutput": "ultramem.layers.memory",
+    "MemoryPlusLayer": "ultramem.layers.memory_plus",
     "MoE": "ultramem.layers.moe",
     "MoEOutput": "ultramem.layers.moe",
+    "PEERLayer": "ultramem.layers.peer",
     "PKMLayer": "ultramem.layers.pkm",
     "SwiGLU": "ultramem.layers.mlp",
     "Table": "ultramem.layers.tables",
@@ -29,13 +35,17 @@ _MODULES = {
     "UltraMemForCausalLM": "ultramem.models",
     "UltraMemLayer": "ultramem.layers.ultramem",
     "UltraMemModel": "ultramem.models",
+    "UltraMemV2Layer": "ultramem.layers.ultramem_v2",
 }
 
 __all__ = [
     "GELUMLP",
+    "GatedTable",
     "MemoryOutput",
+    "MemoryPlusLayer",
     "MoE",
     "MoEOutput",
+    "PEERLayer",
     "PKMLayer",
     "SwiGLU",
     "Table",
@@ -43,6 +53,7 @@ __all__ = [
     "UltraMemForCausalLM",
     "UltraMemLayer",
     "UltraMemModel",
+    "UltraMemV2Layer",
     "layers",
     "models",
     "ops",

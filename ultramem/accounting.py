@@ -4,15 +4,16 @@ Nothing is allocated. The formulas are the papers' (UltraMem, arXiv 2411.12364, 
 one multiplication and one addition a token. Tests hold the counts against real models.
 
 Symbols: D hidden size, H heads of a memory, n keys a side, m slots a head, r Tucker rank, h cores, E expansion,
-D_v value width, D_k key width.
+D_v value width, D_p pre-value width, D_k key width.
 """
 
 from dataclasses import astuple, dataclass
-from math import isqrt
 from typing import Any, NamedTuple
 
 from ultramem.layers.retrieval import MAX_CANDIDATES
+from ultramem.layers.tables import placement
 from ultramem.models.configuration_ultramem import UltraMemConfig
+from ultramem.models.sharing import table_rows
 
 TRAINING_BYTES = 16  # a parameter in float32: itself, its gradient, Adam's two moments
 
@@ -142,13 +143,14 @@ def _count(config: _Filled, *, active: bool) -> Parameters:
     vocabulary = config.vocab_size * size
     embedding = size if active else vocabulary
     norms = (2 * layers + 1) * size + (2 * layers * config.head_dim if config.attention_qk_norm else 0)
-    memory = _memory_unit(config, active) if units else _MemoryUnit(0, 0, 0)
+    memory = _memory_unit(config) if units else _MemoryUnit(0, 0)
+    rows = units * config.memory_num_heads * (config.memory_top_k or 0) if active else sum(table_rows(config))
     return Parameters(
         embeddings=vocabulary if config.tie_word_embeddings else embedding + vocabulary,
         attention=layers * 2 * size * (_query_width(config) + _key_width(config)),
         ffn=sum(_ffn(config, kind, active) for kind in config.block_ffns),
         memory=units * memory.matrices,
-        tables=units * memory.table,
+        tables=rows * _row_width(config) if units else 0,
         vectors=norms + units * memory.vectors,
     )
 
@@ -166,38 +168,64 @@ def _ffn(config: _Filled, kind: str, active: bool) -> int:
 
 class _MemoryUnit(NamedTuple):
     matrices: int
-    table: int
     vectors: int
 
 
-def _memory_unit(config: _Filled, active: bool) -> _MemoryUnit:
-    """2 sides D D_k a query, 2 sides sqrt(E) n D_k a head, E D_v D for the projection."""
-    tucker = config.memory == "ultramem"
-    size, heads, expansion = config.hidden_size, config.memory_num_heads, config.memory_expansion
+def _memory_unit(config: _Filled) -> _MemoryUnit:
+    """2 sides D D_k a query, 2 sides as many keys as the unit has a head, and what goes into and out of the rows."""
+    size, heads = config.hidden_size, config.memory_num_heads
+    tucker = config.memory in ("ultramem", "ultramem_v2")
+    ranks_of_full_width = config.memory_tucker_rank if config.memory == "ultramem_v2" else 1
+    key_width = ranks_of_full_width * config.memory_key_size
     num_queries = 1 if tucker or config.memory_shared_query else heads
-    projected = tucker or expansion > 1 or config.memory_value_size != size
-    normed = tucker or config.memory_qk_norm
+    key_sets = 1 if config.memory == "peer" else heads
+    normed = tucker or config.memory == "memory_plus" or config.memory_qk_norm
 
-    query = num_queries * 2 * size * config.memory_key_size
-    keys = heads * 2 * isqrt(expansion) * config.memory_num_keys * config.memory_key_size
-    projection = expansion * config.memory_value_size * size if projected else 0
-    rows = heads * config.memory_top_k if active else config.memory_num_keys**2
-    norms = 2 * config.memory_key_size if normed else 0
+    query = num_queries * 2 * size * key_width
+    keys = key_sets * 2 * _num_keys(config) * key_width
+    norms = 2 * key_width if normed else 0
     convolution = config.memory_query_conv_size * size
     cores = heads * config.memory_num_cores * config.memory_tucker_rank**2 if tucker else 0
-    return _MemoryUnit(query + keys + projection, rows * config.memory_value_size, norms + convolution + cores)
+    return _MemoryUnit(query + keys + _value_matrices(config), norms + convolution + cores)
+
+
+def _value_matrices(config: _Filled) -> int:
+    """Parameters of the projections beside the rows."""
+    size, value_size, expansion = config.hidden_size, config.memory_value_size, config.memory_expansion
+    if config.memory == "peer":
+        return 0
+    if config.memory == "memory_plus":
+        return 2 * size * value_size
+    if config.memory == "ultramem_v2":
+        return size * (config.memory_pre_value_size + value_size)
+    projected = config.memory == "ultramem" or expansion > 1 or value_size != size
+    return expansion * value_size * size if projected else 0
+
+
+def _row_width(config: _Filled) -> int:
+    """Numbers that belong to one row: of a value, and of what gates it."""
+    gates = {"ultramem_v2": config.memory_pre_value_size, "peer": config.memory_value_size}
+    return config.memory_value_size + gates.get(config.memory, 0)
+
+
+def _num_keys(config: _Filled) -> int:
+    """Logical keys of a side."""
+    return placement(config.memory_num_keys, expansion=config.memory_expansion, window=config.memory_window).num_keys
 
 
 def _retrieval_flops(config: _Filled) -> int:
-    tucker = config.memory == "ultramem"
+    tucker = config.memory in ("ultramem", "ultramem_v2")
     heads, chosen = config.memory_num_heads, config.memory_top_k
+    key_width = config.memory_key_size * (config.memory_tucker_rank if config.memory == "ultramem_v2" else 1)
     rank, cores = (config.memory_tucker_rank, config.memory_num_cores) if tucker else (2, 1)
-    candidates = min(chosen, config.memory_num_keys * isqrt(config.memory_expansion), MAX_CANDIDATES)
+    candidates = min(chosen, _num_keys(config), MAX_CANDIDATES)
 
     convolution = 2 * config.memory_query_conv_size * config.hidden_size
+    # What several queries share is a matrix once, but a product each.
+    shared_keys = (heads - 1) * 2 * 2 * _num_keys(config) * config.memory_key_size if config.memory == "peer" else 0
     # The filter's scores are in the keys' product already; the candidates' scores in each rank come on top.
-    candidate_scores = 2 * heads * 2 * candidates * config.memory_key_size if tucker else 0
+    candidate_scores = 2 * heads * 2 * candidates * key_width if tucker else 0
     grid = 2 * heads * (candidates * rank**2 + candidates**2 * rank)
     core_values = 2 * heads * cores * chosen * (rank**2 + rank)
-    pooling = 2 * heads * chosen * config.memory_value_size
-    return convolution + candidate_scores + grid + core_values + pooling
+    pooling = 2 * heads * chosen * _row_width(config)
+    return convolution + shared_keys + candidate_scores + grid + core_values + pooling

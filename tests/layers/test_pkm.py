@@ -22,8 +22,8 @@ def oracle(layer, table, hidden):
     row, column = (scores[:, 0] if shared else scores[:, pick, pick] for scores in (row, column))
     best = (row[..., :, None] + column[..., None, :]).flatten(2).topk(4)
     weights = best.values.softmax(-1) if layer.softmax else best.values
-    rows, groups = ops.physical_rows(best.indices, layer.retrieval.num_keys, layer.expansion, layer.seed)
-    expand = torch.eye(layer.expansion, dtype=hidden.dtype)[groups]
+    rows, groups = ops.physical_rows(best.indices, *layer.placement)
+    expand = torch.eye(layer.placement.expansion, dtype=hidden.dtype)[groups]
     pooled = torch.einsum("nhk,nhkp,nhkv->npv", weights, expand, table.weight[rows])
     return layer.out_proj(pooled.flatten(1)).view(hidden.shape)
 

@@ -12,6 +12,13 @@ SIZES = {
     "num_key_value_heads": 2,
 }
 MEMORY = {"memory_num_keys": 12, "memory_key_size": 8, "memory_value_size": 16, "memory_top_k": 4}
+V2 = {
+    **MEMORY,
+    "memory": "ultramem_v2",
+    "memory_units": ["1:1", "2:2", "3:3", "4:4"],
+    "memory_pre_value_size": 12,
+}
+PEER = {**MEMORY, "memory": "peer", "memory_value_size": 32, "memory_expansion": 1}
 FAMILY = {
     "dense": {},
     "gelu": {"ffn": "gelu", "attention_qk_norm": True},
@@ -40,6 +47,41 @@ FAMILY = {
         "memory_improved_init": False,
         "ffn": ["swiglu", "moe", "gelu", "moe"],
         "num_experts": 3,
+    },
+    "ultramem-ring": {
+        **MEMORY,
+        "memory": "ultramem",
+        "memory_units": ["1:3", "2:4", "4:4"],
+        "memory_sharing": "ring",
+        "memory_window": 2,
+    },
+    "ultramem-v2": {**V2, "memory_query_conv_size": 0, "memory_num_heads": 1},
+    "ultramem-v2-ring": {
+        **V2,
+        "memory_sharing": "ring",
+        "memory_window": 3,
+        "memory_num_heads": 2,
+        "memory_expansion": 1,
+        "memory_tucker_penalty": 0.01,
+        "memory_balance_coef": 0.01,
+    },
+    "memory-plus": {
+        **MEMORY,
+        "memory": "memory_plus",
+        "memory_units": ["1:1", "3:3"],
+        "memory_sharing": "all",
+        "memory_value_size": 32,
+        "memory_expansion": 1,
+        "memory_query_conv_size": 0,
+    },
+    "peer": {**PEER, "memory_units": ["2:2"], "memory_query_conv_size": 0},
+    "peer-block": {
+        **PEER,
+        "memory_units": ["1:1", "2:2", "3:3", "4:4"],
+        "memory_sharing": "block",
+        "memory_window": 2,
+        "memory_qk_norm": True,
+        "memory_activation": None,
     },
 }
 

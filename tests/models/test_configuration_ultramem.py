@@ -12,6 +12,8 @@ MEMORY = {
     "memory_value_size": 8,
     "memory_top_k": 4,
 }
+PEER = {**MEMORY, "memory": "peer", "memory_value_size": 512, "memory_expansion": 1}
+SHARED = {**MEMORY, "memory_units": ["1:1", "2:2", "3:3"]}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ MEMORY = {
         ({"num_shared_experts": -1}, "num_shared_experts=-1"),
         ({**MEMORY, "memory": None}, r"memory=None with memory_units=\['3:7'\]"),
         ({**MEMORY, "memory_units": []}, r"memory='ultramem' with memory_units=\[\]"),
-        ({**MEMORY, "memory": "ultra"}, "memory='ultra' .* ultramem, pkm"),
+        ({**MEMORY, "memory": "ultra"}, "memory='ultra' .* ultramem, ultramem_v2, pkm, memory_plus, peer"),
         ({**MEMORY, "memory_units": ["7:3"]}, "'7:3', which points backwards: write '3:7'"),
         ({**MEMORY, "memory_units": ["0:3"]}, "'0:3': blocks are counted from 1 to num_hidden_layers=8"),
         ({**MEMORY, "memory_units": ["3:9"]}, "'3:9': blocks are counted from 1 to num_hidden_layers=8"),
@@ -43,12 +45,22 @@ MEMORY = {
         ({**MEMORY, "memory_top_k": None}, "needs memory_top_k, which is None"),
         ({**MEMORY, "memory_num_keys": None}, "needs memory_num_keys, which is None"),
         ({**MEMORY, "memory_expansion": 5}, "memory_expansion=5 is not a square: give 4 or 9"),
-        ({**MEMORY, "memory_top_k": 17}, "memory_top_k=17 is more than the 16 logical keys"),
+        ({**MEMORY, "memory_top_k": 257}, "memory_top_k=257 is more than the 256 slots that 16 logical keys"),
+        ({**MEMORY, "memory_num_keys": 99, "memory_top_k": 16385}, "more than the 16384 slots .* at most 128 a side"),
         ({**MEMORY, "memory_query_conv_size": -1}, "memory_query_conv_size=-1"),
         ({**MEMORY, "memory_tucker_rank": 3}, "memory_key_size=8 .* memory_tucker_rank=3"),
         ({**MEMORY, "memory_num_cores": 3}, "memory_value_size=8 .* memory_num_cores=3"),
         ({**MEMORY, "memory_softmax": False}, "memory_softmax=False has no meaning for memory='ultramem'"),
         ({**MEMORY, "memory": "pkm", "memory_num_cores": 4}, "memory_num_cores=4 has no meaning for memory='pkm'"),
+        ({**MEMORY, "memory_pre_value_size": 4}, "memory_pre_value_size=4 has no .* use memory='ultramem_v2'"),
+        ({**MEMORY, "memory": "ultramem_v2"}, "memory='ultramem_v2' needs memory_pre_value_size"),
+        ({**PEER, "memory_value_size": 8}, "memory_value_size=8 with memory='peer': .* hidden_size=512"),
+        ({**MEMORY, "memory": "memory_plus"}, "memory_expansion=4 has no meaning for memory='memory_plus': give 1"),
+        ({**PEER, "memory_activation": "tanh"}, "memory_activation='tanh' is unknown: choose from gelu, relu, None"),
+        ({**MEMORY, "memory_sharing": "pool"}, "memory_sharing='pool' is unknown: choose from own, ring, block, all"),
+        ({**MEMORY, "memory_window": 2}, "memory_window=2 has no meaning for memory_sharing='own'"),
+        ({**MEMORY, "memory_sharing": "ring", "memory_window": 2}, "memory_window=2 is more than the 1 memory_units"),
+        ({**SHARED, "memory_sharing": "block", "memory_window": 2}, "memory_window=2 does not divide the 3"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line_that_names_it(arguments, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-WITH_CONVOLUTION = ("ultramem", "pkm-ladder")
+WITH_CONVOLUTION = ("ultramem", "pkm-ladder", "ultramem-v2-ring", "peer-block")
 
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:

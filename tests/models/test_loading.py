@@ -52,7 +52,7 @@ def test_tied_embeddings_stay_tied(build, tokens, tmp_path):
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
 
 
-@pytest.mark.parametrize("name", ["moe", "pkm-ladder", "ultramem"])
+@pytest.mark.parametrize("name", ["moe", "pkm-ladder", "ultramem", "ultramem-v2-ring", "memory-plus", "peer"])
 def test_a_model_loads_in_bfloat16(build, tokens, name, tmp_path):
     model = build(name)
     model.save_pretrained(tmp_path)

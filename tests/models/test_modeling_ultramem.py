@@ -56,7 +56,7 @@ def test_the_loss_is_the_cross_entropy_and_the_auxiliary_loss(build, tokens, mem
     )
     torch.testing.assert_close(output.loss, output.cross_entropy + output.auxiliary_loss)
     assert output.auxiliary_loss.dtype == torch.float32
-    has_auxiliary_loss = "moe" in member or "ultramem" in member
+    has_auxiliary_loss = "moe" in model.config.block_ffns or (member.startswith("ultramem") and member != "ultramem-v2")
     assert (output.auxiliary_loss > 0) == has_auxiliary_loss
 
 
@@ -156,7 +156,7 @@ def test_initialisation_reaches_what_to_empty_left(build, member):
     torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected.model.rotary_emb.inv_freq)
 
 
-@pytest.mark.parametrize("name", ["moe", "ultramem"])
+@pytest.mark.parametrize("name", ["moe", "ultramem", "ultramem-v2-ring", "memory-plus", "peer"])
 def test_gradient_checkpointing_changes_nothing(build, tokens, name):
     plain, checkpointed = build(name, dropout=0.2).train(), build(name, dropout=0.2).train()
     checkpointed.gradient_checkpointing_enable()
@@ -224,8 +224,9 @@ def test_dropout_acts_in_training_alone(build, tokens):
 
 
 @pytest.mark.slow
-def test_compiled_in_one_graph_it_is_the_same(build, tokens):
-    model = build("ultramem", num_hidden_layers=2, memory_units=["1:2"])
+@pytest.mark.parametrize("name", ["ultramem", "ultramem-v2", "memory-plus", "peer"])
+def test_compiled_in_one_graph_it_is_the_same(build, tokens, name):
+    model = build(name, num_hidden_layers=2, memory_units=["1:2"])
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(tokens, use_cache=False).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
 

@@ -20,7 +20,7 @@ def test_health_is_what_one_counts_by_hand():
     layer = UltraMemLayer(16, num_keys=12, key_size=8, value_size=8, top_k=4)
     table = Table(144, 8, std=0.1)
     outputs = [layer(torch.randn(2, length, 16), table) for length in (3, 7)]
-    health = MemoryHealth(layer, table)
+    health = MemoryHealth(layer)
     for output in outputs:
         health.update(output)
     result = health.compute()
@@ -28,7 +28,7 @@ def test_health_is_what_one_counts_by_hand():
     counts = [0] * 144
     for output in outputs:
         for slot in output.slots.flatten().tolist():
-            row, _ = physical_rows(torch.tensor(slot), layer.retrieval.num_keys, layer.expansion, layer.seed)
+            row, _ = physical_rows(torch.tensor(slot), *layer.placement)
             counts[row] += 1
     total = sum(counts)
     assert total == 20 * 2 * 4
@@ -47,8 +47,8 @@ def test_health_is_what_one_counts_by_hand():
 
 @pytest.mark.parametrize(("slots", "kl", "read"), [(range(100), 0.0, 1.0), ([7] * 50, math.log(100), 0.01)])
 def test_the_extremes_even_use_and_one_row_only(slots, kl, read):
-    layer, table = PKMLayer(8, num_keys=10, key_size=4, value_size=8, top_k=2, num_heads=1), Table(100, 8, std=1.0)
-    health = MemoryHealth(layer, table)
+    layer = PKMLayer(8, num_keys=10, key_size=4, value_size=8, top_k=2, num_heads=1)
+    health = MemoryHealth(layer)
     slots = torch.tensor(list(slots)).view(1, -1, 1, 2)
     health.update(MemoryOutput(torch.ones(1, slots.shape[1], 8), torch.zeros(()), slots, torch.ones(slots.shape)))
     result = health.compute()

@@ -3,15 +3,13 @@
 Lample et al. 2019; the settings are UltraMem's Table 2, from "PKM" down to "IVE".
 """
 
-from math import isqrt
-
 import torch
 from torch import Tensor, nn
 
 from ultramem.layers.memory import MemoryOutput
 from ultramem.layers.query import Query
 from ultramem.layers.retrieval import ProductKeyRetrieval
-from ultramem.layers.tables import Table
+from ultramem.layers.tables import Table, placement
 
 
 def value_std(value_size: int) -> float:
@@ -34,6 +32,8 @@ class PKMLayer(nn.Module):
         qk_norm: normalise queries and keys.
         expansion: E, a square.
         query_conv_size: taps of the causal convolution before the query; 0 for none.
+        window: g: the layer reads the n * n rows of g layers in a table that layers share; see `placement`.
+        first_row: where they begin.
         seed: of the slots' permutation under expansion.
 
     Raises:
@@ -60,12 +60,13 @@ class PKMLayer(nn.Module):
         qk_norm: bool = False,
         expansion: int = 1,
         query_conv_size: int = 0,
+        window: int = 1,
+        first_row: int = 0,
         seed: int = 0,
     ):
         super().__init__()
-        if isqrt(expansion) ** 2 != expansion:
-            raise ValueError(f"expansion is {expansion}: it must be a square (1, 4, 9, 16, ...)")
-        self.softmax, self.expansion, self.seed = softmax, expansion, seed
+        self.placement = placement(num_keys, expansion=expansion, window=window, first_row=first_row, seed=seed)
+        self.softmax = softmax
         self.query = Query(
             hidden_size,
             num_sets=1 if shared_query else num_heads,
@@ -75,7 +76,7 @@ class PKMLayer(nn.Module):
             norm=qk_norm,
         )
         self.retrieval = ProductKeyRetrieval(
-            num_heads=num_heads, num_keys=isqrt(expansion) * num_keys, key_size=key_size, top_k=top_k, norm=qk_norm
+            num_heads=num_heads, num_keys=self.placement.num_keys, key_size=key_size, top_k=top_k, norm=qk_norm
         )
         projected = value_size != hidden_size or expansion > 1
         self.out_proj = nn.Linear(expansion * value_size, hidden_size, bias=False) if projected else nn.Identity()
@@ -93,9 +94,7 @@ class PKMLayer(nn.Module):
         batch, length, _ = hidden_states.shape
         values, slots = self.retrieval(self.query(hidden_states, context))
         weights = values.softmax(dim=-1) if self.softmax else values
-        pooled = table(slots, weights, num_keys=self.retrieval.num_keys, expansion=self.expansion, seed=self.seed).view(
-            batch, length, -1
-        )
+        pooled = table(slots, weights, **self.placement._asdict()).view(batch, length, -1)
         return MemoryOutput(
             hidden_states=self.out_proj(pooled),
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ultramem import ops
+from ultramem.layers.balance import key_balance_loss
 from ultramem.layers.kept import Kept
 from ultramem.layers.query import Keys
 
@@ -26,7 +27,7 @@ class Retrieval(NamedTuple):
     slots: Tensor  # (N, H, m) int64
 
 
-def _num_candidates(top_k: int, num_keys: int) -> int:
+def num_candidates(top_k: int, num_keys: int) -> int:
     """Candidates a side: top_k of them hold the best slots, and more than the cap only cost time."""
     candidates = min(top_k, num_keys, MAX_CANDIDATES)
     if not 1 <= top_k <= candidates**2:
@@ -48,7 +49,7 @@ class ProductKeyRetrieval(nn.Module):
     def __init__(self, *, num_heads: int, num_keys: int, key_size: int, top_k: int, norm: bool):
         super().__init__()
         self.num_keys, self.top_k = num_keys, top_k
-        self.num_candidates = _num_candidates(top_k, num_keys)
+        self.num_candidates = num_candidates(top_k, num_keys)
         self.keys = Keys(num_heads=num_heads, num_keys=num_keys, num_ranks=1, rank_width=key_size, norm=norm)
 
     def reset_parameters(self) -> None:
@@ -100,7 +101,7 @@ class TuckerRetrieval(nn.Module):
     ):
         super().__init__()
         self.num_keys, self.top_k, self.penalty, self.margin = num_keys, top_k, penalty, margin
-        self.num_candidates = _num_candidates(top_k, num_keys)
+        self.num_candidates = num_candidates(top_k, num_keys)
         self.keys = Keys(num_heads=num_heads, num_keys=num_keys, num_ranks=num_ranks, rank_width=rank_width, norm=True)
         self.cores = nn.Parameter(torch.empty(num_heads, num_cores, num_ranks, num_ranks))
         self.left_vectors: Tensor
@@ -153,6 +154,10 @@ class TuckerRetrieval(nn.Module):
     def _penalise(self) -> Tensor:
         excess = (self.singular_values()[:, 1:] - self.margin).clamp(min=0)
         return self.penalty / max(1, excess.shape[1]) * excess.square().sum()
+
+    def balance_loss(self, query: Tensor, slots: Tensor) -> Tensor:
+        """`key_balance_loss` of the slots ``(N, H, m)`` that a query ``(N, Q, 2, r, d)`` has chosen."""
+        return key_balance_loss(query, self.keys(query.dtype), self.filter_vectors(), slots)
 
     def filter_vectors(self) -> Tensor:
         """``(H, 2, r)``, at least float32: the leading singular vectors, by which candidates are chosen."""

@@ -4,18 +4,15 @@ A tensor's way: hidden (B, T, D) -> query (N, 1, 2, r, d) -> candidates -> slots
 -> pooled (N, E, D_v) -> projected (B, T, D).
 """
 
-from math import isqrt, sqrt
+from math import sqrt
 
-import torch
 from torch import Tensor, nn
 
-from ultramem import ops
 from ultramem.layers.memory import MemoryOutput
 from ultramem.layers.query import Query
 from ultramem.layers.retrieval import TuckerRetrieval
-from ultramem.layers.tables import Table
-
-_SIMULATED_TOKENS = 64
+from ultramem.layers.scores import simulated_values
+from ultramem.layers.tables import Table, placement
 
 
 def value_std(*, expansion: int, top_k: int, num_heads: int, num_layers: int) -> float:
@@ -39,6 +36,8 @@ class UltraMemLayer(nn.Module):
         query_conv_size: taps of the causal convolution before the query; 0 for none.
         tucker_penalty: alpha of the auxiliary loss on the core's singular values.
         tucker_margin: tau.
+        window: g: the layer reads the n * n rows of g layers in a table that layers share; see `placement`.
+        first_row: where they begin.
         calibrated: initialise so that the mean top-m score is 1 and the output has the variance that `value_std`
             promises (section 3.5); else norm weights of 1, as in PKM.
         seed: of the slots' permutation.
@@ -68,24 +67,25 @@ class UltraMemLayer(nn.Module):
         query_conv_size: int = 4,
         tucker_penalty: float = 0.001,
         tucker_margin: float = 0.15,
+        window: int = 1,
+        first_row: int = 0,
         calibrated: bool = True,
         seed: int = 0,
     ):
         super().__init__()
-        if isqrt(expansion) ** 2 != expansion:
-            raise ValueError(f"expansion is {expansion}: it must be a square (1, 4, 9, 16, ...)")
         if key_size % tucker_rank:
             raise ValueError(f"key_size {key_size} does not divide into {tucker_rank} Tucker ranks")
         if value_size % num_cores:
             raise ValueError(f"value_size {value_size} does not divide into {num_cores} cores")
-        self.expansion, self.calibrated, self.seed = expansion, calibrated, seed
+        self.placement = placement(num_keys, expansion=expansion, window=window, first_row=first_row, seed=seed)
+        self.calibrated = calibrated
         rank_width = key_size // tucker_rank
         self.query = Query(
             hidden_size, num_sets=1, num_ranks=tucker_rank, rank_width=rank_width, conv_size=query_conv_size, norm=True
         )
         self.retrieval = TuckerRetrieval(
             num_heads=num_heads,
-            num_keys=isqrt(expansion) * num_keys,
+            num_keys=self.placement.num_keys,
             num_ranks=tucker_rank,
             rank_width=rank_width,
             num_cores=num_cores,
@@ -99,7 +99,7 @@ class UltraMemLayer(nn.Module):
     def reset_parameters(self) -> None:
         """Draws everything anew; see `calibrated`."""
         self.retrieval.reset_parameters()
-        mean, root_mean_square = _simulated_values(self.retrieval) if self.calibrated else (1.0, 1.0)
+        mean, root_mean_square = simulated_values(self.retrieval) if self.calibrated else (1.0, 1.0)
         # A slot's value has one factor of the query for its row and one for its column.
         self.query.reset_parameters(norm_weight=mean**-0.5)
         spread = root_mean_square / mean
@@ -109,29 +109,10 @@ class UltraMemLayer(nn.Module):
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         values, slots = self.retrieval(self.query(hidden_states, context))
-        pooled = table(slots, values, num_keys=self.retrieval.num_keys, expansion=self.expansion, seed=self.seed).view(
-            batch, length, -1
-        )
+        pooled = table(slots, values, **self.placement._asdict()).view(batch, length, -1)
         return MemoryOutput(
             hidden_states=self.out_proj(pooled),
             auxiliary_loss=self.retrieval.auxiliary_loss(),
             slots=slots.view(batch, length, *slots.shape[1:]),
             scores=values.detach().sum(dim=2).view(batch, length, *slots.shape[1:]),
         )
-
-
-@torch.no_grad()
-def _simulated_values(retrieval: TuckerRetrieval) -> tuple[float, float]:
-    """Mean and root mean square of the chosen values where all rank scores are standard normal, by simulation."""
-    if retrieval.cores.is_meta:
-        return 1.0, 1.0
-    cores = retrieval.cores.float().cpu()
-    heads, _, ranks, _ = cores.shape
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(_SIMULATED_TOKENS, heads, 2, ranks, retrieval.num_keys, generator=generator)
-    filters = retrieval.filter_vectors().float().cpu()
-    filtered = torch.einsum("hsr,nhsrk->nhsk", filters, scores)
-    indices = filtered.topk(retrieval.num_candidates, dim=-1).indices
-    scores = scores.gather(-1, indices[:, :, :, None].expand(-1, -1, -1, ranks, -1))
-    values, _ = ops.rescore(scores, indices, cores, retrieval.num_keys, retrieval.top_k)
-    return values.mean().item(), values.square().mean().sqrt().item()

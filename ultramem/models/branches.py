@@ -4,14 +4,20 @@ from typing import Any
 
 from torch import nn
 
+from ultramem.layers import peer, pkm, ultramem, ultramem_v2
+from ultramem.layers.memory_plus import MemoryPlusLayer
 from ultramem.layers.mlp import GELUMLP, SwiGLU
 from ultramem.layers.moe import MoE
+from ultramem.layers.peer import PEERLayer
 from ultramem.layers.pkm import PKMLayer
-from ultramem.layers.pkm import value_std as pkm_value_std
-from ultramem.layers.tables import Table
+from ultramem.layers.scores import score_variance
+from ultramem.layers.tables import GatedTable, Table, placement
 from ultramem.layers.ultramem import UltraMemLayer
-from ultramem.layers.ultramem import value_std as ultramem_value_std
+from ultramem.layers.ultramem_v2 import UltraMemV2Layer
 from ultramem.models.configuration_ultramem import UltraMemConfig
+from ultramem.models.sharing import table_rows, unit_windows
+
+MemoryLayer = UltraMemLayer | UltraMemV2Layer | PKMLayer | MemoryPlusLayer | PEERLayer
 
 
 def feed_forward(config: UltraMemConfig, kind: str) -> nn.Module:
@@ -30,18 +36,25 @@ def feed_forward(config: UltraMemConfig, kind: str) -> nn.Module:
     return {"swiglu": SwiGLU, "gelu": GELUMLP}[kind](config.hidden_size, config.intermediate_size)
 
 
-def memory_layer(config: UltraMemConfig) -> UltraMemLayer | PKMLayer:
+def memory_layer(config: UltraMemConfig, unit: int) -> MemoryLayer:
     """The memory layer of one unit, without its table."""
     sizes: dict[str, Any] = {
         "num_keys": config.memory_num_keys,
         "key_size": config.memory_key_size,
-        "value_size": config.memory_value_size,
         "top_k": config.memory_top_k,
         "num_heads": config.memory_num_heads,
-        "expansion": config.memory_expansion,
         "query_conv_size": config.memory_query_conv_size,
-        "seed": config.memory_seed,
+        "window": config.memory_window,
+        "first_row": unit_windows(config)[unit].first_row,
     }
+    if config.memory == "peer":
+        return PEERLayer(
+            config.hidden_size, **sizes, qk_norm=config.memory_qk_norm, activation=config.memory_activation
+        )
+    sizes["value_size"] = config.memory_value_size
+    if config.memory == "memory_plus":
+        return MemoryPlusLayer(config.hidden_size, **sizes)
+    sizes |= {"expansion": config.memory_expansion, "seed": config.memory_seed}
     if config.memory == "pkm":
         return PKMLayer(
             config.hidden_size,
@@ -50,29 +63,60 @@ def memory_layer(config: UltraMemConfig) -> UltraMemLayer | PKMLayer:
             shared_query=config.memory_shared_query,
             qk_norm=config.memory_qk_norm,
         )
-    return UltraMemLayer(
-        config.hidden_size,
-        **sizes,
-        tucker_rank=config.memory_tucker_rank,
-        num_cores=config.memory_num_cores,
-        tucker_penalty=config.memory_tucker_penalty,
-        tucker_margin=config.memory_tucker_margin,
-        calibrated=config.memory_improved_init,
-    )
+    sizes |= {
+        "tucker_rank": config.memory_tucker_rank,
+        "num_cores": config.memory_num_cores,
+        "tucker_margin": config.memory_tucker_margin,
+    }
+    if config.memory_tucker_penalty is not None:
+        sizes["tucker_penalty"] = config.memory_tucker_penalty
+    if config.memory == "ultramem_v2":
+        assert config.memory_pre_value_size is not None  # checked by the config
+        return UltraMemV2Layer(
+            config.hidden_size,
+            **sizes,
+            pre_value_size=config.memory_pre_value_size,
+            balance_coef=config.memory_balance_coef,
+        )
+    return UltraMemLayer(config.hidden_size, **sizes, calibrated=config.memory_improved_init)
 
 
-def memory_table(config: UltraMemConfig) -> Table:
-    """The table of one unit."""
+def memory_tables(config: UltraMemConfig) -> list[Table | GatedTable]:
+    """The tables of all units; `ultramem.models.sharing.unit_windows` tells who reads which."""
+    return [_memory_table(config, num_rows) for num_rows in table_rows(config)]
+
+
+def _memory_table(config: UltraMemConfig, num_rows: int) -> Table | GatedTable:
     assert config.memory_num_keys is not None  # checked by the config
     assert config.memory_value_size is not None
     assert config.memory_top_k is not None
-    if config.memory == "ultramem" and config.memory_improved_init:
-        std = ultramem_value_std(
-            expansion=config.memory_expansion,
-            top_k=config.memory_top_k,
-            num_heads=config.memory_num_heads,
-            num_layers=config.num_hidden_layers,
+    choices = {"top_k": config.memory_top_k, "num_heads": config.memory_num_heads}
+    width = config.memory_value_size
+    if config.memory == "peer":
+        pre_std, std = peer.expert_stds(
+            width, **choices, num_layers=config.num_hidden_layers, activation=config.memory_activation
         )
+        return GatedTable(num_rows, pre_width=width, width=width, pre_std=pre_std, std=std)
+    if config.memory == "ultramem_v2":
+        assert config.memory_pre_value_size is not None  # checked by the config
+        std = ultramem_v2.value_std(
+            hidden_size=config.hidden_size,
+            pre_value_size=config.memory_pre_value_size,
+            value_size=width,
+            **choices,
+            score_variance=score_variance(
+                num_keys=placement(
+                    config.memory_num_keys, expansion=config.memory_expansion, window=config.memory_window
+                ).num_keys,
+                **choices,
+                tucker_rank=config.memory_tucker_rank,
+                num_cores=config.memory_num_cores,
+            ),
+            output_variance=1 / (2 * config.num_hidden_layers),
+        )
+        return GatedTable(num_rows, pre_width=config.memory_pre_value_size, width=width, pre_std=std, std=std)
+    if config.memory == "ultramem" and config.memory_improved_init:
+        std = ultramem.value_std(expansion=config.memory_expansion, **choices, num_layers=config.num_hidden_layers)
     else:
-        std = pkm_value_std(config.memory_value_size)
-    return Table(config.memory_num_keys**2, config.memory_value_size, std=std)
+        std = pkm.value_std(width)
+    return Table(num_rows, width, std=std)

@@ -1,4 +1,4 @@
-"""The configuration of every model of the family: dense, mixture of experts, product-key memory, UltraMem.
+"""The configuration of every model of the family: dense, mixture of experts, and the memory layers.
 
 A field that does not exist and a shape that cannot work are refused here, before any tensor is made.
 """
@@ -14,19 +14,26 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 from transformers.utils.type_validators import positive_int_field
 
-FEED_FORWARDS = ("swiglu", "gelu", "moe")
-MEMORIES = ("ultramem", "pkm")
+from ultramem.layers.peer import ACTIVATIONS
+from ultramem.layers.retrieval import MAX_CANDIDATES
 
-# Settings of one kind of memory. The other kind would ignore them, so there they have to keep their defaults.
-_OWN_FIELDS = {
-    "ultramem": (
-        "memory_tucker_rank",
-        "memory_num_cores",
-        "memory_tucker_penalty",
-        "memory_tucker_margin",
-        "memory_improved_init",
-    ),
-    "pkm": ("memory_softmax", "memory_shared_query", "memory_qk_norm"),
+FEED_FORWARDS = ("swiglu", "gelu", "moe")
+MEMORIES = ("ultramem", "ultramem_v2", "pkm", "memory_plus", "peer")
+SHARINGS = ("own", "ring", "block", "all")
+
+# Settings of some kinds of memory. The others would ignore them, so there they have to keep their defaults.
+_KINDS_THAT_READ = {
+    "memory_pre_value_size": ("ultramem_v2",),
+    "memory_tucker_rank": ("ultramem", "ultramem_v2"),
+    "memory_num_cores": ("ultramem", "ultramem_v2"),
+    "memory_tucker_penalty": ("ultramem", "ultramem_v2"),
+    "memory_tucker_margin": ("ultramem", "ultramem_v2"),
+    "memory_balance_coef": ("ultramem_v2",),
+    "memory_improved_init": ("ultramem",),
+    "memory_softmax": ("pkm",),
+    "memory_shared_query": ("pkm",),
+    "memory_qk_norm": ("pkm", "peer"),
+    "memory_activation": ("peer",),
 }
 
 # Keywords that are no fields and that transformers itself writes into a saved file or passes on while loading it.
@@ -140,34 +147,45 @@ class UltraMemConfig(PreTrainedConfig):
     """Weight of the router's z-loss."""
 
     memory: str | None = None
-    """Kind of memory layer, "ultramem" or "pkm"; None for a model without memory."""
+    """Kind of memory layer: "ultramem", "ultramem_v2", "pkm", "memory_plus" or "peer"; None for none."""
     memory_units: list[str] = field(default_factory=list)
     """Memory layers as "k:k'", counted from 1 as in the paper: reads at block k, is added after block k'. "4:4" is in
     place. One unit at most reads at a block."""
     memory_num_keys: int | None = positive_int_field(default=None)
-    """n, physical keys a side: a table has n * n rows, and there are sqrt(E) * n logical keys a side."""
+    """n, physical keys a side: a unit adds n * n rows to the tables, and has sqrt(E) * n logical keys a side, or
+    sqrt(g * E) * n where it reads a window of g units."""
     memory_key_size: int | None = positive_int_field(default=None)
-    """D_k, width of a key of one side."""
+    """D_k, width of a key of one side: over all ranks in "ultramem", of each rank in "ultramem_v2"."""
     memory_value_size: int | None = positive_int_field(default=None)
-    """D_v, width of a row of the table."""
+    """D_v, width of a row of the table; `hidden_size` in "peer", whose experts' down vectors have it too."""
+    memory_pre_value_size: int | None = positive_int_field(default=None)
+    """D_p, width of a pre-value. "ultramem_v2" only."""
     memory_top_k: int | None = positive_int_field(default=None)
     """m, slots that one head reads for a token."""
     memory_num_heads: int = positive_int_field(default=2)
     """H, key sets."""
     memory_expansion: int = positive_int_field(default=4)
-    """E, virtual tables made of one table (implicit value expansion); a square."""
+    """E, virtual tables made of one table (implicit value expansion); a square. 1 in "memory_plus" and "peer"."""
     memory_query_conv_size: int = 4
     """Taps of the causal convolution in front of the query; 0 for none."""
     memory_seed: int = 0
     """Seed of the permutation that scatters the expanded slots over the table."""
+    memory_sharing: str = "own"
+    """Whose rows a unit reads: "own", its n * n; "ring", those of `memory_window` units from its own on, round the
+    end; "block", those of its group of `memory_window` neighbours; "all", one table of n * n rows, as all units do."""
+    memory_window: int = positive_int_field(default=1)
+    """g, units whose rows a unit reads. "ring" and "block" only."""
     memory_tucker_rank: int = positive_int_field(default=2)
-    """r, rank of the Tucker core; divides `memory_key_size`. "ultramem" only."""
+    """r, rank of the Tucker core; divides `memory_key_size` of "ultramem". "ultramem" and "ultramem_v2" only."""
     memory_num_cores: int = positive_int_field(default=2)
-    """h, cores of multi-core scoring; divides `memory_value_size`. "ultramem" only."""
-    memory_tucker_penalty: float = 0.001
-    """alpha, weight of the loss that keeps the core near to rank one. "ultramem" only."""
+    """h, cores of multi-core scoring; divides `memory_value_size`. "ultramem" and "ultramem_v2" only."""
+    memory_tucker_penalty: float | None = None
+    """alpha, weight of the loss that keeps the core near to rank one; when None 0.001 in "ultramem", 0 in
+    "ultramem_v2", and no other kind has it."""
     memory_tucker_margin: float = 0.15
-    """tau, up to which a singular value beyond the first is free. "ultramem" only."""
+    """tau, up to which a singular value beyond the first is free. "ultramem" and "ultramem_v2" only."""
+    memory_balance_coef: float = 0.0
+    """beta, weight of the loss that spreads the choices over the keys. "ultramem_v2" only."""
     memory_improved_init: bool = True
     """Initialise so that the output has the variance of an MLP's; else as PKM does. "ultramem" only."""
     memory_softmax: bool = True
@@ -175,7 +193,9 @@ class UltraMemConfig(PreTrainedConfig):
     memory_shared_query: bool = False
     """All heads read one query. "pkm" only."""
     memory_qk_norm: bool = False
-    """Normalise queries and keys. "pkm" only."""
+    """Normalise queries and keys. "pkm" and "peer" only; the others always do."""
+    memory_activation: str | None = "gelu"
+    """Of an expert's neuron, "gelu", "relu" or None. "peer" only."""
 
     def __post_init__(self, **kwargs):
         """Refuses unknown keywords and fills the fields whose default follows from others."""
@@ -286,6 +306,13 @@ class UltraMemConfig(PreTrainedConfig):
         for name in ("memory_num_keys", "memory_key_size", "memory_value_size", "memory_top_k"):
             if getattr(self, name) is None:
                 raise ValueError(f"memory={self.memory!r} needs {name}, which is None: give a positive integer")
+        if self.memory == "ultramem_v2" and self.memory_pre_value_size is None:
+            raise ValueError("memory='ultramem_v2' needs memory_pre_value_size, which is None: give a positive integer")
+        if self.memory == "peer" and self.memory_value_size != self.hidden_size:
+            raise ValueError(
+                f"memory_value_size={self.memory_value_size} with memory='peer': an expert is as wide as "
+                f"hidden_size={self.hidden_size}, so give that"
+            )
         assert self.memory_num_keys is not None
         assert self.memory_top_k is not None
         root = isqrt(self.memory_expansion)
@@ -293,31 +320,57 @@ class UltraMemConfig(PreTrainedConfig):
             raise ValueError(
                 f"memory_expansion={self.memory_expansion} is not a square: give {root**2} or {(root + 1) ** 2}"
             )
-        if self.memory_top_k > root * self.memory_num_keys:
+        num_keys = root * isqrt(self.memory_window * self.memory_num_keys**2)
+        if self.memory_top_k > min(num_keys, MAX_CANDIDATES) ** 2:
             raise ValueError(
-                f"memory_top_k={self.memory_top_k} is more than the {root * self.memory_num_keys} logical keys of a "
-                f"side (sqrt(memory_expansion) * memory_num_keys): lower it, or raise memory_num_keys"
+                f"memory_top_k={self.memory_top_k} is more than the {min(num_keys, MAX_CANDIDATES) ** 2} slots that "
+                f"{num_keys} logical keys a side (sqrt(memory_window * memory_expansion) * memory_num_keys) offer, at "
+                f"most {MAX_CANDIDATES} a side: lower it, or raise memory_num_keys"
             )
         if self.memory_query_conv_size < 0:
             raise ValueError(f"memory_query_conv_size={self.memory_query_conv_size} is negative: give 0 for none")
-        if self.memory == "ultramem":
-            for width, parts in (
-                ("memory_key_size", "memory_tucker_rank"),
-                ("memory_value_size", "memory_num_cores"),
-            ):
-                if getattr(self, width) % getattr(self, parts):
-                    raise ValueError(
-                        f"{width}={getattr(self, width)} is not divisible by {parts}={getattr(self, parts)}: "
-                        "change one of them"
-                    )
+        divided = {"ultramem": [("memory_key_size", "memory_tucker_rank"), ("memory_value_size", "memory_num_cores")]}
+        divided["ultramem_v2"] = divided["ultramem"][1:]
+        for width, parts in divided.get(self.memory, []):
+            if getattr(self, width) % getattr(self, parts):
+                raise ValueError(
+                    f"{width}={getattr(self, width)} is not divisible by {parts}={getattr(self, parts)}: "
+                    "change one of them"
+                )
+
+    def validate_memory_sharing(self):
+        """Refuses windows that the units cannot form."""
+        if self.memory_sharing not in SHARINGS:
+            raise ValueError(f"memory_sharing={self.memory_sharing!r} is unknown: choose from {', '.join(SHARINGS)}")
+        units, window = len(self.memory_units), self.memory_window
+        if self.memory_sharing in ("own", "all"):
+            if window != 1:
+                raise ValueError(
+                    f"memory_window={window} has no meaning for memory_sharing={self.memory_sharing!r}: leave it at 1, "
+                    "or use memory_sharing='ring'"
+                )
+        elif window > units:
+            raise ValueError(f"memory_window={window} is more than the {units} memory_units: give at most {units}")
+        elif self.memory_sharing == "block" and units % window:
+            raise ValueError(
+                f"memory_window={window} does not divide the {units} memory_units into blocks: give one of its divisors"
+            )
 
     def validate_memory_kind(self):
         """Refuses settings that the chosen kind of memory would ignore."""
+        if self.memory is None:
+            return
         defaults = {f.name: f.default for f in fields(self)}
-        for kind, names in _OWN_FIELDS.items():
-            for name in names:
-                if self.memory not in (None, kind) and getattr(self, name) != defaults[name]:
-                    raise ValueError(
-                        f"{name}={getattr(self, name)!r} has no meaning for memory={self.memory!r}: "
-                        f"leave it at {defaults[name]!r}, or use memory={kind!r}"
-                    )
+        for name, kinds in _KINDS_THAT_READ.items():
+            if self.memory not in kinds and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no meaning for memory={self.memory!r}: "
+                    f"leave it at {defaults[name]!r}, or use memory={' or '.join(map(repr, kinds))}"
+                )
+        if self.memory in ("memory_plus", "peer") and self.memory_expansion != 1:
+            raise ValueError(
+                f"memory_expansion={self.memory_expansion} has no meaning for memory={self.memory!r}: give 1"
+            )
+        if self.memory_activation not in ACTIVATIONS:
+            known = ", ".join(map(str, ACTIVATIONS))
+            raise ValueError(f"memory_activation={self.memory_activation!r} is unknown: choose from {known}")

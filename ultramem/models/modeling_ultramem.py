@@ -23,15 +23,14 @@ from transformers.utils.generic import merge_with_config_defaults
 from ultramem.layers.memory import MemoryOutput
 from ultramem.layers.mlp import GELUMLP, SwiGLU
 from ultramem.layers.moe import MoE, MoEOutput
-from ultramem.layers.pkm import PKMLayer
 from ultramem.layers.tables import Table
-from ultramem.layers.ultramem import UltraMemLayer
 from ultramem.models.attention import Attention
-from ultramem.models.branches import feed_forward, memory_layer, memory_table
+from ultramem.models.branches import MemoryLayer, feed_forward, memory_layer, memory_tables
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.decoding import DecodeGraph
 from ultramem.models.loss import next_token_loss
 from ultramem.models.overlap import Running, can_overlap
+from ultramem.models.sharing import unit_windows
 
 # Computed again, a retrieval could meet a tie and choose other rows: checkpointing keeps the first choice.
 _keep_slots = partial(
@@ -130,7 +129,7 @@ class UltraMemPreTrainedModel(PreTrainedModel):
         """
         if isinstance(module, (Attention, SwiGLU, GELUMLP, MoE)):
             module.reset_parameters(output_gain=(2 * self.config.num_hidden_layers) ** -0.5)
-        elif isinstance(module, (UltraMemLayer, PKMLayer, Table)):
+        elif isinstance(module, (MemoryLayer, Table)):
             module.reset_parameters()
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5 if self.config.tie_word_embeddings else 1)
@@ -149,7 +148,7 @@ class UltraMemPreTrainedModel(PreTrainedModel):
 class UltraMemModel(UltraMemPreTrainedModel):
     """The decoder without its output layer: embedding, blocks, memory units, final norm.
 
-    `memory_layers[i]` and `tables[i]` belong to `config.memory_units[i]`.
+    `memory_layers[i]` belongs to `config.memory_units[i]` and reads `tables[unit_tables[i]]`.
 
     Args:
         config: the model's configuration.
@@ -165,8 +164,9 @@ class UltraMemModel(UltraMemPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.unit_blocks = config.memory_unit_blocks
-        self.memory_layers = nn.ModuleList(memory_layer(config) for _ in config.memory_units)
-        self.tables = nn.ModuleList(memory_table(config) for _ in config.memory_units)
+        self.memory_layers = nn.ModuleList(memory_layer(config, unit) for unit in range(len(config.memory_units)))
+        self.tables = nn.ModuleList(memory_tables(config))
+        self.unit_tables = [window.table for window in unit_windows(config)]
         self.memory_dropout = nn.Dropout(config.dropout)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # it reads the rotary fields alone
@@ -276,7 +276,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
         self, unit: int, normed: Tensor, padding_mask: Tensor | None, past_key_values: Cache | None
     ) -> MemoryOutput:
         """Runs one memory unit on the normed input `(B, T, D)` of its block's feed-forward branch."""
-        layer, table = self.memory_layers[unit], self.tables[unit]
+        layer, table = self.memory_layers[unit], self.tables[self.unit_tables[unit]]
         if padding_mask is not None:  # `(B, T)`: what stands at padding must not reach a token by the convolution
             normed = normed * padding_mask.unsqueeze(-1)
         context = None

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from ultramem.layers.memory import MemoryOutput
-from ultramem.layers.pkm import PKMLayer
 from ultramem.layers.retrieval import TuckerRetrieval
-from ultramem.layers.tables import Table
-from ultramem.layers.ultramem import UltraMemLayer
+from ultramem.models.branches import MemoryLayer
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.ops import physical_rows
 
@@ -20,21 +18,23 @@ from ultramem.ops import physical_rows
 class MemoryHealth:
     """How well one memory layer uses its table, over all tokens that it is shown.
 
+    Of a table that layers share, the layer's own window counts.
+
     Args:
         layer: the memory layer.
-        table: what it reads.
 
     Example:
-        >>> health = MemoryHealth(layer, table)
+        >>> health = MemoryHealth(layer)
         >>> health.update(layer(torch.randn(2, 9, 16), table))
         >>> 0 < health.compute()["rows_read"] <= 1
         True
     """
 
-    def __init__(self, layer: UltraMemLayer | PKMLayer, table: Table):
+    def __init__(self, layer: MemoryLayer):
         self.layer = layer
-        device = table.weight.device
-        self.reads_R = torch.zeros(table.weight.shape[0], dtype=torch.int64, device=device)
+        device = layer.query.proj.weight.device
+        num_rows = layer.placement.num_keys**2 // layer.placement.expansion
+        self.reads_R = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.top_score_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.num_choices = 0
         self.output_square_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -42,8 +42,7 @@ class MemoryHealth:
 
     def update(self, output: MemoryOutput) -> None:
         """Count what the layer read."""
-        layer = self.layer
-        rows, _ = physical_rows(output.slots, layer.retrieval.num_keys, layer.expansion, layer.seed)
+        rows, _ = physical_rows(output.slots, *self.layer.placement._replace(first_row=0))
         self.reads_R += torch.bincount(rows.flatten(), minlength=self.reads_R.numel())
         top_scores = output.scores[..., 0]
         self.top_score_sum += top_scores.sum(dtype=torch.float64)
@@ -56,7 +55,7 @@ class MemoryHealth:
         """Return the measurements.
 
         Returns:
-            "rows_read": share of the table's rows that were read; "dead_rows": how many were not;
+            "rows_read": share of the layer's rows that were read; "dead_rows": how many were not;
             "kl_from_uniform": of the reads over the rows, in nats (0: all rows alike, log R: one row only);
             "top_percent_share": share of the reads that went to the most read hundredth of the rows;
             "top_score": mean score of a head's best slot; "output_std": root mean square of the layer's output;
@@ -103,7 +102,7 @@ def validate(
     was_training = model.training
     model.eval()
     decoder = model.model
-    healths = [MemoryHealth(layer, table) for layer, table in zip(decoder.memory_layers, decoder.tables, strict=True)]
+    healths = [MemoryHealth(layer) for layer in decoder.memory_layers]  # type: ignore[arg-type]  # a ModuleList forgets
     loss_sum, num_tokens = 0.0, 0
     for windows in batches:
         windows = windows.to(model.device, non_blocking=True)
