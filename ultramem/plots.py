@@ -27,11 +27,12 @@ class Series:
     runs: Sequence[Sequence[Point]] = ()
 
 
-def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
+def line_plot(series: Sequence[Series], *, x_label: str, y_label: str, leave_out: float = WARM_UP_SHARE) -> str:
     """Draw `series` as one `<svg>` element, each line labelled at its end.
 
-    The x axis begins at 0. The y axis leaves out what only the first fifth of it reaches: a loss falls from
-    log(vocabulary) in a few steps, and that fall would flatten the differences that the plot is for.
+    The x axis begins at 0. The y axis leaves out what only the first fifth of it reaches, or whatever share `leave_out`
+    is: a loss falls from log(vocabulary) in a few steps, and that fall would flatten the differences that the plot is
+    for.
 
     Example:
         >>> svg = line_plot([Series("dense", [(0, 3.0), (10, 2.0)])], x_label="tokens", y_label="loss")
@@ -41,7 +42,7 @@ def line_plot(series: Sequence[Series], *, x_label: str, y_label: str) -> str:
     series = [line for line in series if line.points]
     if not series:
         return '<p class="empty">Nothing was measured yet.</p>'
-    x_end, y_ticks = _axes(series)
+    x_end, y_ticks = _axes(series, leave_out)
     x_ticks = [tick for tick in nice_ticks(0, x_end) if tick <= x_end]
     x_scale = _scale(0, x_end, LEFT, WIDTH - RIGHT)
     y_scale = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
@@ -125,10 +126,10 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [tick * step for tick in range(first, max(last, first + 1) + 1)]
 
 
-def _axes(series: Sequence[Series]) -> tuple[float, list[float]]:
+def _axes(series: Sequence[Series], leave_out: float) -> tuple[float, list[float]]:
     """Where the x axis ends and what the y axis shows."""
     x_end = max(x for line in series for x, _ in line.points)
-    y_values = [y for line in series for x, y in line.points if x >= WARM_UP_SHARE * x_end]
+    y_values = [y for line in series for x, y in line.points if x >= leave_out * x_end]
     return x_end, nice_ticks(min(y_values), max(y_values))
 
 
