@@ -42,6 +42,9 @@ bench: install ## measure the reference operations on this CPU
 bench-gpu: install ## measure the kernels on this GPU
 	$(BIN)/python -m benchmarks.ops.retrieval
 	$(BIN)/python -m benchmarks.ops.lookup
+	$(BIN)/python -m benchmarks.memory_layer
+	$(BIN)/python -m benchmarks.decode
+	$(BIN)/python -m benchmarks.training
 
 clean: ## remove what the commands made, but no run and no data
 	rm -rf $(VENV) build dist *.egg-info

@@ -47,7 +47,12 @@ def examples():
     for module_info in pkgutil.walk_packages(ultramem.__path__, "ultramem."):
         if module_info.name.endswith(("__main__", "kernels")):
             continue
-        module = importlib.import_module(module_info.name)
+        try:
+            module = importlib.import_module(module_info.name)
+        except ModuleNotFoundError as error:  # a machine that runs the GPU tests alone lacks the command line's parser
+            if error.name != "tyro":
+                raise
+            continue
         for test in doctest.DocTestFinder().find(module, extraglobs=given):
             sources = "".join(example.source for example in test.examples)
             if sources and not any(mark in sources for mark in USERS_OWN):

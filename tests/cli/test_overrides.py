@@ -1,12 +1,14 @@
 import json
 
 import pytest
-import tyro
 
 from ultramem import recipes
-from ultramem.cli.overrides import flags_of, resolve, run_flags
 from ultramem.train.config import OptimizerConfig
 from ultramem.train.config_json import config_to_dict
+
+tyro = pytest.importorskip("tyro")
+overrides = pytest.importorskip("ultramem.cli.overrides")
+flags_of, resolve, run_flags = overrides.flags_of, overrides.resolve, overrides.run_flags
 
 
 @pytest.fixture
