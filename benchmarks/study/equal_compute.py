@@ -1,4 +1,4 @@
-"""Dense, experts, product keys and UltraMem at equal compute: same trunk, same tokens in the same order, three seeds.
+"""Dense, experts and the memory layers at equal compute: same trunk, same tokens in the same order, three seeds.
 
 Each has the learning rates of its best run in `learning_rates`, which is to be made first.
 
@@ -16,7 +16,7 @@ from ultramem.train.config import TrainConfig
 
 EXPERIMENT = "equal_compute"
 SEEDS = (0, 1, 2)
-RIVALS = ("dense", "moe", "moe-fine", "pkm", "ultramem")
+RIVALS = ("dense", "moe", "ultramem", "pkm", "moe-fine", "ultramem-v2", "memory-plus")
 
 
 def runs(scale: Scale, tokens: int, results: Results) -> Iterator[TrainConfig]:

@@ -16,7 +16,7 @@ EXPERIMENT = "learning_rates"
 SHARE_OF_TOKENS = 2  # a sweep's run is half as long
 TABLE_MULTIPLIERS = (1.0, 3.0)  # beside the recipe's own
 SWEPT_FIRST = ("dense", "ultramem")
-SWEPT_AFTERWARDS = ("pkm", "moe", "moe-fine")
+SWEPT_AFTERWARDS = ("moe", "pkm", "ultramem-v2", "memory-plus", "moe-fine")
 
 
 def runs(scale: Scale, tokens: int, results: Results) -> Iterator[TrainConfig]:

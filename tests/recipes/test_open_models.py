@@ -8,14 +8,22 @@ ATTENTION = 4 * HIDDEN**2
 
 # UltraMemV2's table of open models: 1.18B parameters without embeddings, 227M active ones with them.
 PUBLISHED_TOTAL = 1.18e9
-PUBLISHED_ACTIVE = 227e6
 
 MATRICES = {
     "moe-227m-8in64": TRUNK_LAYERS * (ATTENTION + 64 * HIDDEN + 64 * 3 * HIDDEN * 384),
     "ultramem-227m": TRUNK_LAYERS * (ATTENTION + 3 * HIDDEN * 2752)
     + 4 * (2 * HIDDEN * 192 + 2 * 2 * (2 * 808) * 192 + 4 * 384 * HIDDEN),
+    "memory-plus-227m": TRUNK_LAYERS * (ATTENTION + 3 * HIDDEN * 3008)
+    + 4 * (2 * 2 * HIDDEN * 384 + 2 * 2 * 1138 * 384 + 2 * HIDDEN**2),
+    "ultramemv2-227m": TRUNK_LAYERS
+    * (ATTENTION + 3 * HIDDEN * 2496 + 2 * 2 * HIDDEN * 192 + 2 * 2 * 360 * 192 + 2 * 192 * HIDDEN),
 }
-TABLES = {"moe-227m-8in64": 0, "ultramem-227m": 4 * 808**2 * 384}
+TABLES = {
+    "moe-227m-8in64": 0,
+    "ultramem-227m": 4 * 808**2 * 384,
+    "memory-plus-227m": 1138**2 * 768,
+    "ultramemv2-227m": 20 * 360**2 * 2 * 192,
+}
 
 
 @pytest.mark.parametrize("name", MATRICES)
@@ -25,16 +33,26 @@ def test_counts_are_the_sum_of_the_published_sizes(name):
     assert counted.tables == TABLES[name]
 
 
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("name", ["moe-227m-8in64", "ultramem-227m", "ultramemv2-227m"])
 def test_totals_are_the_papers(name):
     counted = count_parameters(recipes.get(name).model)
     assert counted.without_embeddings == pytest.approx(PUBLISHED_TOTAL, rel=0.01)
 
 
-def test_the_experts_active_parameters_are_the_papers():
-    model = recipes.get("moe-227m-8in64").model
-    active = count_active_parameters(model).without_embeddings + model.vocab_size * model.hidden_size
-    assert active == pytest.approx(PUBLISHED_ACTIVE, rel=0.01)
+def active_with_embeddings(name):
+    model = recipes.get(name).model
+    return count_active_parameters(model).without_embeddings + count_parameters(model).embeddings
+
+
+@pytest.mark.parametrize(("name", "published"), [("moe-227m-8in64", 227e6), ("ultramemv2-227m", 225e6)])
+def test_active_parameters_are_the_papers(name, published):
+    assert active_with_embeddings(name) == pytest.approx(published, rel=0.01)
+
+
+def test_the_larger_model_has_olmoes_size():
+    # OLMoE-1B-7B: 6.9B parameters, 1.3B active.
+    assert count_parameters(recipes.get("ultramemv2-1b").model).total == pytest.approx(6.92e9, rel=0.01)
+    assert active_with_embeddings("ultramemv2-1b") == pytest.approx(1.28e9, rel=0.01)
 
 
 @pytest.mark.parametrize("name", MATRICES)

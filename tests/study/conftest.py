@@ -29,6 +29,8 @@ class TinyScale(Scale):
         fitted = super().fit(config, tokens, name=name, seed=seed)
         model = fitted.model
         keys = {} if model.memory is None else {"memory_num_keys": model.memory_num_keys // 8}
+        if model.memory == "ultramem_v2":
+            keys["memory_pre_value_size"] = 8
         return with_model(fitted, **TINY, **keys)
 
 

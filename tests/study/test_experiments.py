@@ -14,8 +14,8 @@ from ultramem.recipes.registry import with_model
 from ultramem.train.config_json import config_to_dict
 
 EXPERIMENTS = {
-    learning_rates: 2 * 2 + 3 + 3 * 2,
-    equal_compute: 3 * 5,
+    learning_rates: 2 * 2 + 3 + 5 * 2,
+    equal_compute: 3 * 7,
     dense_equivalent: 4,
     table_size: 4,
     ladder: 18,

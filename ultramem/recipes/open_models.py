@@ -1,12 +1,12 @@
-"""The open models of UltraMemV2 (arXiv 2508.18756), 227M active parameters and 1.2B in all, trained as there.
+"""The open models of UltraMemV2 (arXiv 2508.18756): 227M active parameters and 1.2B in all, and 1B of 7B.
 
-All share one trunk of 20 layers: SwiGLU, rotary positions, normalised queries and keys, tied embeddings. Inner sizes
-and the blocks of the memories come from the authors' released scripts, which count blocks from 0. The paper's figures
-count differently: active parameters (225M to 227M) with the embeddings, all (1.18B) without them.
+Those of 227M share one trunk of 20 layers: SwiGLU, rotary positions, normalised queries and keys, tied embeddings.
+Inner sizes and the blocks of the memories come from the authors' released scripts, which count blocks from 0. The
+paper's figures count differently: active parameters (225M to 227M) with the embeddings, all (1.18B) without them.
 """
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
-from ultramem.recipes.registry import Registry, with_model
+from ultramem.recipes.registry import Registry, every_block_ultramem_v2, with_model
 from ultramem.train.config import OptimizerConfig, TrainConfig
 
 RECIPES = Registry()
@@ -65,3 +65,39 @@ def ultramem_227m() -> TrainConfig:
         memory_top_k=80,
         memory_query_conv_size=0,
     )
+
+
+@RECIPES.add("memory-plus-227m")
+def memory_plus_227m() -> TrainConfig:
+    """Memory+, four layers that share one table, on the trunk of moe-227m-8in64: 1.2B parameters."""
+    return with_model(
+        _trunk(intermediate_size=3008),
+        memory="memory_plus",
+        memory_units=["5:5", "9:9", "13:13", "17:17"],
+        memory_sharing="all",
+        memory_num_keys=1138,
+        memory_key_size=384,
+        memory_value_size=768,
+        memory_top_k=80,
+        memory_expansion=1,
+        memory_query_conv_size=0,
+    )
+
+
+@RECIPES.add("ultramemv2-227m")
+def ultramemv2_227m() -> TrainConfig:
+    """UltraMemV2, a memory in each of the 20 blocks, on the trunk of moe-227m-8in64: 1.2B parameters."""
+    return every_block_ultramem_v2(_trunk(intermediate_size=2496), num_keys=360, width=192)
+
+
+@RECIPES.add("ultramemv2-1b")
+def ultramemv2_1b() -> TrainConfig:
+    """UltraMemV2 on the trunk of OLMoE-1B-7B: 1.3B of 7B parameters active (memory's and inner sizes inferred)."""
+    trunk = with_model(
+        _trunk(intermediate_size=7040),
+        hidden_size=2048,
+        num_hidden_layers=16,
+        num_attention_heads=16,
+        tie_word_embeddings=False,
+    )
+    return every_block_ultramem_v2(trunk, num_keys=588, width=512)

@@ -1,8 +1,8 @@
-"""Families of equal compute: dense, mixtures of experts, product keys and UltraMem for a laptop and for one GPU.
+"""Families of equal compute: dense, mixtures of experts and the memory layers, for a laptop and for one GPU.
 
 Within a family everything is the same but the feed-forward branch and the memory. The forward FLOPs of a token are
-equal within 2 percent, reached so: the trunks of product keys and UltraMem have a smaller feed-forward inner size than
-the dense model's; the active experts are together as wide as the dense inner size. The sparse models have about the
+equal within 2 percent, reached so: the trunks of models with memory have a smaller feed-forward inner size than the
+dense model's; the active experts are together as wide as the dense inner size. The sparse models have about the
 same number of parameters, about ten times the dense model's: that is why eight fine-grained experts are chosen of four
 times as many as two coarse ones are, and not, as OLMoE chooses them, of 64. `cpu-ultramem` has one head of 32 slots
 where the paper has two of 42, and rows as wide as the hidden size: in a run of minutes this learns fastest (see
@@ -10,10 +10,40 @@ docs/results.md).
 """
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
-from ultramem.recipes.registry import Registry, with_model
+from ultramem.recipes.registry import Registry, every_block_ultramem_v2, with_model
 from ultramem.train.config import OptimizerConfig, TrainConfig
 
 RECIPES = Registry()
+
+
+def _memory_plus(trunk: TrainConfig, units: list[str], num_keys: int, key_size: int, top_k: int) -> TrainConfig:
+    return with_model(
+        trunk,
+        memory="memory_plus",
+        memory_units=units,
+        memory_sharing="all",
+        memory_num_keys=num_keys,
+        memory_key_size=key_size,
+        memory_value_size=trunk.model.hidden_size,
+        memory_top_k=top_k,
+        memory_expansion=1,
+        memory_query_conv_size=0,
+    )
+
+
+def _peer(trunk: TrainConfig, unit: str, num_keys: int, key_size: int, num_heads: int) -> TrainConfig:
+    return with_model(
+        trunk,
+        memory="peer",
+        memory_units=[unit],
+        memory_num_keys=num_keys,
+        memory_key_size=key_size,
+        memory_value_size=trunk.model.hidden_size,
+        memory_top_k=16,
+        memory_num_heads=num_heads,
+        memory_expansion=1,
+        memory_query_conv_size=0,
+    )
 
 
 def _cpu(intermediate_size: int) -> TrainConfig:
@@ -87,6 +117,24 @@ def cpu_ultramem() -> TrainConfig:
     )
 
 
+@RECIPES.add("cpu-memory-plus")
+def cpu_memory_plus() -> TrainConfig:
+    """Memory+, three layers that share one table, at the compute of cpu-dense."""
+    return _memory_plus(_cpu(intermediate_size=336), ["2:2", "4:4", "6:6"], num_keys=311, key_size=32, top_k=16)
+
+
+@RECIPES.add("cpu-ultramem-v2")
+def cpu_ultramem_v2() -> TrainConfig:
+    """UltraMemV2, a memory in every block, at the compute of cpu-dense."""
+    return every_block_ultramem_v2(_cpu(intermediate_size=312), num_keys=180, width=32)
+
+
+@RECIPES.add("cpu-peer")
+def cpu_peer() -> TrainConfig:
+    """PEER, one layer of single-neuron experts, at the compute of cpu-dense."""
+    return _peer(_cpu(intermediate_size=408), "3:3", num_keys=220, key_size=32, num_heads=4)
+
+
 def _gpu_25m(intermediate_size: int) -> TrainConfig:
     return TrainConfig(
         name="gpu-25m",
@@ -156,6 +204,24 @@ def gpu_25m_ultramem() -> TrainConfig:
     )
 
 
+@RECIPES.add("gpu-25m-memory-plus")
+def gpu_25m_memory_plus() -> TrainConfig:
+    """Memory+, three layers that share one table, at the compute of gpu-25m-dense."""
+    return _memory_plus(_gpu_25m(intermediate_size=1080), ["2:2", "4:4", "6:6"], num_keys=704, key_size=128, top_k=24)
+
+
+@RECIPES.add("gpu-25m-ultramem-v2")
+def gpu_25m_ultramem_v2() -> TrainConfig:
+    """UltraMemV2, a memory in every block, at the compute of gpu-25m-dense."""
+    return every_block_ultramem_v2(_gpu_25m(intermediate_size=976), num_keys=352, width=128)
+
+
+@RECIPES.add("gpu-25m-peer")
+def gpu_25m_peer() -> TrainConfig:
+    """PEER, one layer of single-neuron experts, at the compute of gpu-25m-dense."""
+    return _peer(_gpu_25m(intermediate_size=1192), "4:4", num_keys=496, key_size=128, num_heads=8)
+
+
 def _gpu_100m(intermediate_size: int) -> TrainConfig:
     return TrainConfig(
         name="gpu-100m",
@@ -223,3 +289,21 @@ def gpu_100m_ultramem() -> TrainConfig:
         memory_value_size=384,
         memory_top_k=32,
     )
+
+
+@RECIPES.add("gpu-100m-memory-plus")
+def gpu_100m_memory_plus() -> TrainConfig:
+    """Memory+, three layers that share one table, at the compute of gpu-100m-dense."""
+    return _memory_plus(_gpu_100m(intermediate_size=2296), ["3:3", "6:6", "9:9"], num_keys=1140, key_size=192, top_k=32)
+
+
+@RECIPES.add("gpu-100m-ultramem-v2")
+def gpu_100m_ultramem_v2() -> TrainConfig:
+    """UltraMemV2, a memory in every block, at the compute of gpu-100m-dense."""
+    return every_block_ultramem_v2(_gpu_100m(intermediate_size=2040), num_keys=464, width=192)
+
+
+@RECIPES.add("gpu-100m-peer")
+def gpu_100m_peer() -> TrainConfig:
+    """PEER, one layer of single-neuron experts, at the compute of gpu-100m-dense."""
+    return _peer(_gpu_100m(intermediate_size=2408), "6:6", num_keys=808, key_size=192, num_heads=8)
