@@ -23,6 +23,7 @@ MEMORY = {
     "memory_top_k": 3,
 }
 PKM = {"memory": "pkm", "memory_expansion": 1, "memory_query_conv_size": 0, **MEMORY}
+V2 = {"memory": "ultramem_v2", "memory_pre_value_size": 5, **MEMORY}
 MODELS = {
     "swiglu": {},
     "gelu": {"ffn": "gelu"},
@@ -47,6 +48,19 @@ MODELS = {
         "memory_qk_norm": True,
         "memory_expansion": 4,
     },
+    "ultramem, ring": {"memory": "ultramem", **MEMORY, "memory_sharing": "ring", "memory_window": 2},
+    "ultramem_v2": {**V2, "memory_expansion": 9},
+    "ultramem_v2, block, no convolution": {
+        **V2,
+        "memory_sharing": "block",
+        "memory_window": 2,
+        "memory_query_conv_size": 0,
+        "memory_tucker_rank": 3,
+        "memory_num_cores": 1,
+    },
+    "memory_plus, one table": {**PKM, "memory": "memory_plus", "memory_sharing": "all"},
+    "peer": {**PKM, "memory": "peer", "memory_value_size": 16},
+    "peer, norms": {**PKM, "memory": "peer", "memory_value_size": 16, "memory_qk_norm": True},
 }
 
 
@@ -74,7 +88,8 @@ def test_counts_are_the_models(config):
 def test_active_parameters_are_all_but_unread_rows_and_unchosen_experts(config):
     count, active = accounting.count_parameters(config), accounting.count_active_parameters(config)
     assert (active.attention, active.memory, active.vectors) == (count.attention, count.memory, count.vectors)
-    assert active.tables == len(config.memory_units) * 2 * 3 * (config.memory_value_size or 0)
+    gate_width = {"ultramem_v2": 5, "peer": 16}.get(config.memory, 0)
+    assert active.tables == len(config.memory_units) * 2 * 3 * ((config.memory_value_size or 0) + gate_width)
     if "moe" not in config.block_ffns:
         assert active.ffn == count.ffn
 
@@ -113,6 +128,41 @@ def test_retrieval_by_hand():
     pooling = 2 * 2 * 3 * 8
     by_hand = 2 * (convolution + candidate_scores + grid + core_values + pooling)
     assert accounting.count_flops(config, 32).retrieval == by_hand
+
+
+def test_the_open_ultramem_v2_has_the_papers_size():
+    """1.18B parameters without embeddings; 225M active ones with the output head, rows read counted."""
+    config = UltraMemConfig(
+        vocab_size=50_304,
+        hidden_size=768,
+        intermediate_size=2496,
+        num_hidden_layers=20,
+        num_attention_heads=12,
+        memory="ultramem_v2",
+        memory_units=[f"{block}:{block}" for block in range(1, 21)],
+        memory_num_keys=360,
+        memory_key_size=192,
+        memory_pre_value_size=192,
+        memory_value_size=192,
+        memory_top_k=32,
+        memory_num_heads=1,
+        memory_expansion=1,
+        memory_query_conv_size=0,
+    )
+    count, active = accounting.count_parameters(config), accounting.count_active_parameters(config)
+    assert count.tables == 20 * 360**2 * (192 + 192)
+    assert count.memory == 20 * 2 * (2 * 192) * (768 + 360) + 20 * 768 * (192 + 192)
+    assert count.without_embeddings == pytest.approx(1.18e9, rel=0.005)
+    assert active.without_embeddings + 50_304 * 768 == pytest.approx(225e6, rel=0.005)
+
+
+def test_peers_heads_share_keys():
+    """A product with the one set of keys for each of the queries."""
+    flops = [
+        accounting.count_flops(UltraMemConfig(**TRUNK, **MODELS["peer"], memory_num_heads=heads), 32).per_token
+        for heads in (1, 2, 3)
+    ]
+    assert flops[2] - flops[1] == flops[1] - flops[0]
 
 
 def test_no_memory_no_retrieval():

@@ -18,7 +18,8 @@ def test_a_saved_model_comes_back_whole(build, tokens, member, tmp_path):
     assert not report["unexpected_keys"]
     assert loaded.state_dict().keys() == model.state_dict().keys()
     torch.testing.assert_close(loaded.state_dict(), model.state_dict(), rtol=0, atol=0)
-    assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+    # Read from a file, tensors lie at other addresses, and BLAS's dot products add up in another order.
+    torch.testing.assert_close(loaded(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_tables_are_in_the_safetensors_file(build, tmp_path):

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from ultramem import MemoryOutput
 from ultramem.layers.moe import MoE
+from ultramem.optim import parameter_groups
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
 
@@ -128,8 +129,10 @@ def test_hidden_states_are_the_residual_stream(build, tokens):
     torch.testing.assert_close(states[3], seen[0])
 
 
-def test_initial_outputs_have_the_promised_spread(build):
-    model = build("ultramem", hidden_size=64, memory_num_keys=64, memory_key_size=32, memory_top_k=16)
+@pytest.mark.parametrize("name", ["ultramem", "ultramem-ring", "ultramem-v2", "ultramem-v2-ring", "peer", "peer-block"])
+def test_initial_outputs_have_the_promised_spread(build, name):
+    sizes = {"memory_value_size": 64} if name.startswith("peer") else {}
+    model = build(name, hidden_size=64, memory_num_keys=64, memory_key_size=32, memory_top_k=16, **sizes)
     memory = model(torch.randint(61, (8, 64)), output_memory=True).memory
     promised = 1 / math.sqrt(2 * 4)
     for unit in memory:
@@ -241,6 +244,24 @@ def test_a_mixture_of_experts_learns_and_uses_its_experts(build, tokens):
         optimizer.zero_grad()
     assert model(tokens, labels=tokens).cross_entropy < before - 1
     assert sum(isinstance(module, MoE) for module in model.modules()) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["pkm", "ultramem-ring", "ultramem-v2", "ultramem-v2-ring", "memory-plus", "peer-block"]
+)
+def test_every_memory_learns(build, tokens, name):
+    model = build(name).train()
+    groups = parameter_groups(model, learning_rate=1e-2, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(groups)
+    before = model(tokens, labels=tokens).cross_entropy
+    untrained = [parameter.detach().clone() for parameter in model.model.memory_layers.parameters()]
+    for _ in range(20):
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert model(tokens, labels=tokens).cross_entropy < before - 1
+    for old, new in zip(untrained, model.model.memory_layers.parameters(), strict=True):
+        assert not torch.equal(old, new)
 
 
 def test_ten_steps_of_the_stock_trainer_lower_the_loss(build, tokens, tmp_path):

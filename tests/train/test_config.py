@@ -64,3 +64,9 @@ def test_a_variant_is_checked_again():
     with pytest.raises(ValueError, match="batch_size is 0"):
         dataclasses.replace(tiny_config(), batch_size=0)
     assert tiny_config().tokens_per_step == 64
+
+
+@pytest.mark.parametrize("start", [1.0, 4.0])
+def test_the_tables_learning_rate_may_be_the_trunks_or_fall_from_a_multiple(start):
+    multiplier = OptimizerConfig(table_multiplier_start=start).table_multiplier(100)
+    assert [multiplier(step) for step in (0, 50, 100, 1000)] == [start, (start + 1) / 2, 1.0, 1.0]
