@@ -179,3 +179,8 @@ def test_shapes_that_do_not_belong_together_are_named(slots, weights, num_keys, 
 def test_a_window_that_begins_outside_is_named(first_row):
     with pytest.raises(ValueError, match=f"first_row is {first_row}: the table has rows 0 to 8"):
         ops.lookup(torch.randn(9, 8), torch.zeros(1, 1).long(), torch.ones(1, 1, 1), num_keys=2, first_row=first_row)
+
+
+def test_the_pooled_rows_are_contiguous_where_every_number_has_its_core():
+    table, slots, weights = torch.randn(36, 8), torch.randint(144, (5, 4)), torch.rand(5, 8, 4)
+    assert ops.lookup(table, slots, weights, num_keys=12, expansion=4).is_contiguous()

@@ -61,7 +61,8 @@ def lookup(table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, 
         per_sample_weights=bags.weights,
     )
     pooled_NhEd = pooled.view(num_tokens, num_cores, num_groups, width // num_cores)
-    return pooled_NhEd.transpose(1, 2).flatten(2)
+    # Chunks of one number would flatten to a view, which is not the layout that the operation promises.
+    return pooled_NhEd.transpose(1, 2).flatten(2).contiguous()
 
 
 def lookup_backward(
