@@ -84,6 +84,41 @@ def check_table(mesh, style, size, sparse):
         torch.testing.assert_close(table.weight.full_tensor(), rows)
 
 
+def check_dot(mesh, style, size, sparse):
+    """Pre-values: one process that multiplies what all multiply."""
+    num_tokens, heads, slots_a_head, side, expansion, _, width, other_rows, first_row, _ = size
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    num_keys = int(expansion**0.5) * side
+    generator = torch.Generator().manual_seed(1)
+    options = {"generator": generator, "dtype": torch.float64}
+    rows = torch.randn(side**2 + other_rows, width, **options, requires_grad=True)
+    slots = torch.randint(num_keys**2, (num_ranks * num_tokens, heads, slots_a_head), generator=generator)
+    inputs = torch.randn(num_ranks * num_tokens, width, **options, requires_grad=True)
+    directions = torch.randn(slots.shape, **options)
+    placement = {"num_keys": num_keys, "expansion": expansion, "seed": 3, "first_row": first_row}
+    products = ops.gather_dot(rows, slots.flatten(1), inputs, **placement).view(slots.shape)
+    (products * directions).sum().div(num_ranks).backward()
+
+    table = Table(*rows.shape, std=1.0, dtype=rows.dtype, sparse=sparse)
+    with torch.no_grad():
+        table.weight.copy_(rows)
+    model = torch.nn.ModuleDict({"table": table})
+    shard_tables(model, mesh.tables, style)
+    table = model["table"]
+    mine = slice(rank * num_tokens, (rank + 1) * num_tokens)
+    own_inputs = inputs.detach()[mine].clone().requires_grad_()
+    ours = table.dot(slots[mine], own_inputs, **placement)
+    torch.testing.assert_close(ours, products.detach()[mine])
+    (ours * directions[mine]).sum().backward()
+    torch.testing.assert_close(own_inputs.grad, inputs.grad[mine] * num_ranks)
+    finish_table_gradients(model)
+    gradient = local(table.weight.grad)
+    assert gradient.is_sparse == sparse
+    gradient = gradient.to_dense() if sparse else gradient
+    whole = DTensor.from_local(gradient, mesh.tables, table.weight.placements, shape=rows.shape, stride=rows.stride())
+    torch.testing.assert_close(whole.full_tensor(), rows.grad)
+
+
 def check_tables():
     num_ranks = dist.get_world_size()
     for shards in (shards for shards in (1, 2, 4) if shards <= num_ranks):
@@ -91,6 +126,7 @@ def check_tables():
         for style, size, sparse in product(("rows", "columns"), SIZES, (False, True)):
             try:
                 check_table(mesh, style, size, sparse)
+                check_dot(mesh, style, size, sparse)
             except Exception as error:
                 error.add_note(f"{shards} shards by {style}, {size=}, {sparse=}")
                 raise

@@ -82,6 +82,31 @@ class ColumnTable(ShardedTable):
         parts = exchange(pooled.flatten(), own, numbers, self.axis).split(numbers)
         return torch.cat([part.view(num_tokens, pooled.shape[1], -1) for part in parts], dim=-1)
 
+    def dot(
+        self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
+    ) -> Tensor:
+        """As `Table.dot`; every process brings as many tokens, and gets the sum of what all columns give."""
+        slots_NK, num_tokens, num_shards = slots.flatten(1), len(inputs), len(self.sizes)
+        gathering = Gathering(slots_NK.to(_index_dtype(num_keys)), self.axis)
+        needed = torch.cat([columns.flatten() for columns in inputs.split(self.sizes, dim=1)])
+        mine = self.part.shape[1]
+        send = [num_tokens * size for size in self.sizes]
+        vectors = exchange(needed, send, [num_tokens * mine] * num_shards, self.axis).view(-1, mine)
+
+        products = ops.gather_dot(
+            self.part,
+            gathering.wait().long(),
+            scale_gradient(vectors, self.num_ranks),
+            num_keys=num_keys,
+            expansion=expansion,
+            seed=seed,
+            first_row=first_row,
+            sparse=self.gradient_is_sparse,
+        )
+        counts = [num_tokens] * num_shards
+        parts = exchange(scale_gradient(products, 1 / self.num_ranks), counts, counts, self.axis)
+        return parts.view(num_shards, *slots.shape).sum(dim=0)
+
     def _slices(self, num_cores: int) -> list[Slice]:
         width = self.weight.shape[1]
         if width % num_cores:

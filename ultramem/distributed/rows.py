@@ -34,21 +34,36 @@ class RowTable(ShardedTable):
         by_group: bool = True,
     ) -> Tensor:
         """As `Table.forward`; processes may bring different numbers of tokens."""
-        rows_NK, groups_NK = physical_rows(slots.flatten(1), num_keys, expansion, seed, first_row, self.weight.shape[0])
-        wanted, places_NK = rows_NK.unique(return_inverse=True)
-        fetched = self._fetch(wanted)
-        # As a square of keys, which `lookup` asks for; the rows beyond those that came are never read.
-        num_keys = isqrt(expansion) * _root(len(wanted))
-        fetched = F.pad(fetched, (0, 0, 0, num_keys**2 // expansion - len(wanted)))
+        fetched, slots_NK, num_keys = self._fetch_read(slots.flatten(1), num_keys, expansion, seed, first_row)
         return ops.lookup(
             fetched,
-            logical_slots(places_NK, groups_NK, num_keys, expansion, seed),
+            slots_NK,
             values.transpose(1, 2).flatten(2),
             num_keys=num_keys,
             expansion=expansion,
             seed=seed,
             by_group=by_group,
         )
+
+    def dot(
+        self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
+    ) -> Tensor:
+        """As `Table.dot`; processes may bring different numbers of tokens."""
+        fetched, slots_NK, num_keys = self._fetch_read(slots.flatten(1), num_keys, expansion, seed, first_row)
+        products = ops.gather_dot(fetched, slots_NK, inputs, num_keys=num_keys, expansion=expansion, seed=seed)
+        return products.view(slots.shape)
+
+    def _fetch_read(
+        self, slots_NK: Tensor, num_keys: int, expansion: int, seed: int, first_row: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """The rows that slots read, the same slots in a table of those alone, and its logical keys a side."""
+        rows_NK, groups_NK = physical_rows(slots_NK, num_keys, expansion, seed, first_row, self.weight.shape[0])
+        wanted, places_NK = rows_NK.unique(return_inverse=True)
+        fetched = self._fetch(wanted)
+        # As a square of keys, which the operations ask for; the rows beyond those that came are never read.
+        num_keys = isqrt(expansion) * _root(len(wanted))
+        fetched = F.pad(fetched, (0, 0, 0, num_keys**2 // expansion - len(wanted)))
+        return fetched, logical_slots(places_NK, groups_NK, num_keys, expansion, seed), num_keys
 
     def _fetch(self, wanted: Tensor) -> Tensor:
         """Rows ``(U,)``, ascending, of the whole table -> ``(U, D_v)``."""

@@ -108,6 +108,12 @@ class ShardedTable(Table):
     ) -> Tensor:
         """As `Table.forward`, of this process's tokens. All processes of the axis call it together."""
 
+    @abstractmethod
+    def dot(
+        self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
+    ) -> Tensor:
+        """As `Table.dot`, of this process's tokens. All processes of the axis call it together."""
+
 
 @torch.no_grad()
 def _local(tensor: Tensor) -> Tensor:
