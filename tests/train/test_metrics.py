@@ -45,6 +45,21 @@ def test_health_is_what_one_counts_by_hand():
     torch.testing.assert_close(torch.tensor(result["singular_values"]), exact)
 
 
+def test_of_a_shared_table_a_layers_own_window_counts():
+    torch.manual_seed(0)
+    settings = {"num_keys": 5, "key_size": 8, "value_size": 8, "top_k": 4, "window": 4}
+    first, last = UltraMemLayer(16, **settings), UltraMemLayer(16, **settings, first_row=75)
+    last.load_state_dict(first.state_dict())
+    table, hidden = Table(100, 8, std=0.1), torch.randn(2, 9, 16)
+    results = []
+    for layer in (first, last):
+        health = MemoryHealth(layer)
+        health.update(layer(hidden, table))
+        results.append(health.compute())
+    assert results[0]["dead_rows"] == results[1]["dead_rows"] > 0
+    assert results[0]["rows_read"] == pytest.approx(1 - results[0]["dead_rows"] / 100)
+
+
 @pytest.mark.parametrize(("slots", "kl", "read"), [(range(100), 0.0, 1.0), ([7] * 50, math.log(100), 0.01)])
 def test_the_extremes_even_use_and_one_row_only(slots, kl, read):
     layer = PKMLayer(8, num_keys=10, key_size=4, value_size=8, top_k=2, num_heads=1)

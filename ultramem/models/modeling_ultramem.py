@@ -125,6 +125,7 @@ class UltraMemPreTrainedModel(PreTrainedModel):
         | matrices | 1 / inputs |
         | last matrix of attention, MLP, experts | 1 / (2 L inputs): all 2 L branches add up to 1 |
         | memory layers and tables | so that a layer's output has 1 / (2 L) too (UltraMem, section 3.5) |
+        | product keys, Memory+ | values 1 / D_v, as published |
         | norms | weight 1 |
         """
         if isinstance(module, (Attention, SwiGLU, GELUMLP, MoE)):
