@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from torch.distributed import is_torchelastic_launched
 
 from ultramem.cli.overrides import resolve, run_flags
 from ultramem.train.trainer import train
@@ -36,4 +37,5 @@ def command(
         config: JSON with settings: all of a run.json, or only those to change.
     """
     summary = train(resolve(recipe, config, flags), data, out)
-    return 0 if summary["status"] == "finished" else INTERRUPTED
+    # torchrun would take another exit code for a fault, and start a run again that was asked to stop.
+    return 0 if summary["status"] == "finished" or is_torchelastic_launched() else INTERRUPTED

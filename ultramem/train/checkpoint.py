@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from ultramem.distributed.agreement import gather
+from ultramem.distributed.agreement import gather, is_first_rank
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.train.checkpoint_files import CheckpointError, Checkpoints
@@ -71,7 +71,8 @@ def resume(
     checkpoints.clean()
     if skip_damaged:
         for path in checkpoints.set_aside_damaged():
-            show_note(f"a damaged checkpoint was set aside: {path}")
+            if is_first_rank():
+                show_note(f"a damaged checkpoint was set aside: {path}")
     step = gather(checkpoints.newest_step)[0] or 0
     if step:
         load_state(checkpoints, step, model, optimizers)

@@ -123,6 +123,8 @@ class TrainConfig:
     memory for one more copy of weights and optimizers."""
     skip_damaged_checkpoints: bool = False
     """Where the last checkpoint is damaged, set it aside and go on from the one before; otherwise that is an error."""
+    collective_timeout_seconds: float = 600.0
+    """With several processes: how long one waits for another before all of them stop."""
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
     tensorboard: bool = False
@@ -132,6 +134,8 @@ class TrainConfig:
         counts = ("steps", "batch_size", "sequence_length", "evaluate_every_steps", "evaluate_batches")
         for name in (*counts, "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
+        timeout = self.collective_timeout_seconds
+        _require(timeout > 0, "collective_timeout_seconds", timeout, "it must be above 0")
         micro = self.micro_batch_size
         _require(
             micro is None or 1 <= micro <= self.batch_size,

@@ -22,6 +22,7 @@ FREE_FIELDS = frozenset(
         "activation_checkpointing",
         "checkpoint_every_steps",
         "checkpoint_in_background",
+        "collective_timeout_seconds",
         "compile",
         "evaluate_every_steps",
         "keep_checkpoints",

@@ -4,16 +4,22 @@ import json
 import math
 import statistics
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ultramem.data.loader import TokenLoader, validation_batches
 from ultramem.data.tokens import TokenDataset
+from ultramem.distributed.agreement import any_rank, gather, is_first_rank, together
+from ultramem.distributed.lost_ranks import name_lost_ranks
+from ultramem.distributed.process_group import process_group
 from ultramem.layers.tables import Table
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
@@ -22,9 +28,10 @@ from ultramem.train.atomic import write_json
 from ultramem.train.checkpoint import Checkpoints, resume, save_state
 from ultramem.train.config import TrainConfig
 from ultramem.train.determinism import deterministic_algorithms, seed_step
-from ultramem.train.display import Display, show_summary
+from ultramem.train.display import show_summary
 from ultramem.train.interruption import StopRequest
-from ultramem.train.journal import Journal, read_journal
+from ultramem.train.journal import read_journal
+from ultramem.train.logbook import Logbook
 from ultramem.train.metrics import validate
 from ultramem.train.run_folder import RunFolder, open_run
 from ultramem.train.summary import summarise
@@ -40,7 +47,8 @@ def train(
     """Train a model, or go on where the same call was interrupted.
 
     SIGTERM and SIGINT end the run after the step under way, with a checkpoint. The same arguments give the same
-    numbers, interrupted or not: bit for bit on a CPU.
+    numbers, interrupted or not: bit for bit on a CPU. Where torchrun started several processes, each takes its share
+    of every batch, they stop together, and what one of them raises all raise.
 
     Args:
         config: the run. Its model gets the vocabulary of the data.
@@ -62,23 +70,31 @@ def train(
         >>> summary["status"], summary["final_validation_loss"]
         ('finished', 3.21)
     """
-    out = Path(out)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
-    config = replace(config, model=_model_for(training, config.model))
-    # Data that is too short or damaged is refused before anything is written.
-    loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
-    validation_batches(validation, config.sequence_length, config.batch_size, num_batches=1)
-    if not RunFolder(out).config.exists():
-        training.verify()
-        validation.verify()
+    with process_group(device, config.collective_timeout_seconds) as device, name_lost_ranks():
+        return _train(config, data, Path(out), device)
+
+
+def _train(config: TrainConfig, data: str | Path, out: Path, device: torch.device) -> dict[str, Any]:
+    with together():
+        training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
+        config = replace(config, model=_model_for(training, config.model))
+        # Data that is too short or damaged is refused before anything is written.
+        loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
+        validation_batches(validation, config.sequence_length, config.batch_size, num_batches=1)
+        if is_first_rank() and not RunFolder(out).config.exists():
+            training.verify()
+            validation.verify()
     try:
-        with open_run(out, config, training) as folder, deterministic_algorithms():
-            if folder.summary.exists():
-                summary = json.loads(folder.summary.read_text())
-                if summary["step"] >= config.steps:
+        with ExitStack() as run, deterministic_algorithms():
+            with together():
+                folder = run.enter_context(open_run(out, config, training)) if is_first_rank() else RunFolder(out)
+                summary = json.loads(folder.summary.read_text()) if folder.summary.exists() else None
+            summary = gather(summary)[0]
+            if summary and summary["step"] >= config.steps:
+                if is_first_rank():
                     show_summary(summary)
-                    return summary
+                return summary
             return Trainer(config, folder, loader, validation, device).run()
     except OSError as error:
         raise TrainingError(f"{out} cannot be written: {error}; once it can, the same command goes on") from error
@@ -120,6 +136,11 @@ class Trainer:
     ):
         self.config, self.folder, self.device = config, folder, device
         self.loader, self.validation = loader, validation
+        self.rank, self.num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if config.batch_size % self.num_ranks:
+            raise ValueError(
+                f"batch_size is {config.batch_size}: it must be a multiple of the processes, which are {self.num_ranks}"
+            )
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         torch.manual_seed(config.seed)
         self.model = UltraMemForCausalLM(config.model).to(device).train()  # type: ignore[arg-type]
@@ -131,6 +152,8 @@ class Trainer:
             enable = getattr(self.model, "activation_checkpointing_enable", None)
             (enable or self.model.gradient_checkpointing_enable)()
         self.forward = torch.compile(self.model) if config.compile else self.model
+        if self.num_ranks > 1:
+            self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
         self.optimizers = _build_optimizers(self.model, config)
         self.learning_rate = config.optimizer.learning_rate_schedule(config.steps)
         self.table_multiplier = config.optimizer.table_multiplier(config.steps)
@@ -139,33 +162,21 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Train to the last step, or until a signal asks to stop; return the summary."""
-        config, journal = self.config, Journal(self.folder.metrics, step=self.step)
-        self.folder.record_start(self.step)
-        tensorboard = self.folder.tensorboard if config.tensorboard else None
-        begun = time.perf_counter() - journal.seconds
+        config = self.config
         step_seconds: list[float] = []
-        with (
-            Display(config.name, step=self.step, steps=config.steps, tensorboard=tensorboard) as display,
-            StopRequest() as stop,
-        ):
-
-            def record(values: dict[str, Any]) -> None:
-                values = {"step": self.step, **values, "seconds": time.perf_counter() - begun}
-                journal.write(values)
-                display.record(values)
-
+        with Logbook.open(self.folder, config, self.step) as logbook, StopRequest() as stop:
             stopping = False
             while self.step < config.steps and not stopping:
                 started = time.perf_counter()
                 result = self.take_step()
                 step_seconds.append(time.perf_counter() - started)
-                display.advance(self.step, result.loss, config.tokens_per_step / step_seconds[-1])
-                finished, stopping = self.step == config.steps, stop.requested
+                logbook.advance(self.step, result.loss, config.tokens_per_step / step_seconds[-1])
+                finished, stopping = self.step == config.steps, any_rank(stop.requested)
                 if finished or self.step % config.log_every_steps == 0:
-                    record(self._line(result, statistics.fmean(step_seconds)))
+                    logbook.record(self.step, self._line(result, statistics.fmean(step_seconds)))
                     step_seconds.clear()
                 if finished or self.step % config.evaluate_every_steps == 0:
-                    record(self.evaluate())
+                    logbook.record(self.step, self.evaluate())
                 if finished or stopping or self.step % config.checkpoint_every_steps == 0:
                     save_state(
                         self.checkpoints,
@@ -175,11 +186,14 @@ class Trainer:
                         background=config.checkpoint_in_background,
                     )
             self.checkpoints.finish()
-        summary = summarise(config, self.step, self.model, read_journal(self.folder.metrics))
-        if self.step == config.steps:
-            write_json(self.folder.summary, summary)
-        show_summary(summary)
-        return summary
+        summary: dict[str, Any] = {}
+        with together():
+            if is_first_rank():
+                summary = summarise(config, self.step, self.model, read_journal(self.folder.metrics))
+                if self.step == config.steps:
+                    write_json(self.folder.summary, summary)
+                show_summary(summary)
+        return gather(summary)[0]
 
     def take_step(self) -> StepResult:
         """Learn from the next batch.
@@ -190,7 +204,7 @@ class Trainer:
         self._set_learning_rates()
         seed_step(self.config.seed, self.step)
         # All windows are of one length, so a micro-batch's share of the sequences is its share of the tokens.
-        windows = self.loader.batch(self.step)
+        windows = self.loader.batch(self.step).chunk(self.num_ranks)[self.rank]
         losses = torch.zeros(3, device=self.device)
         for micro_batch in windows.split(self.micro_batch_size):
             micro_batch = micro_batch.to(self.device, non_blocking=True)
@@ -199,6 +213,9 @@ class Trainer:
                 output = self.forward(input_ids=micro_batch, labels=micro_batch, use_cache=False)
             (output.loss * share).backward()
             losses += share * torch.stack([output.loss, output.cross_entropy, output.auxiliary_loss]).detach()
+        if self.num_ranks > 1:
+            dist.all_reduce(losses)
+            losses /= self.num_ranks
         norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm or math.inf)
         result = StepResult(*torch.cat([losses, norm[None]]).tolist())
         self._check_finite(result)
@@ -235,10 +252,11 @@ class Trainer:
         wrong = [name for name, value in result._asdict().items() if not math.isfinite(value)]
         if not wrong:
             return
-        weights = [name for name, weight in self.model.named_parameters() if not _finite(weight)]
-        gradients = [name for name, weight in self.model.named_parameters() if not _finite(weight.grad)]
+        named = list(self.model.named_parameters())
+        weights = _of_all_ranks(name for name, weight in named if not _finite(weight))
+        gradients = _of_all_ranks(name for name, weight in named if not _finite(weight.grad))
         self.checkpoints.finish()
-        newest = self.checkpoints.newest_step
+        newest = gather(self.checkpoints.newest_step)[0]
         kept = f"{self.checkpoints.path(newest)} is intact" if newest else "there is no checkpoint yet"
         raise TrainingError(
             f"step {self.step + 1}: {wrong[0].replace('_', ' ')} is {getattr(result, wrong[0])}; "
@@ -279,6 +297,10 @@ def _build_optimizers(model: UltraMemForCausalLM, config: TrainConfig) -> list[t
         state = settings.table_optimizer_state
         optimizers.append(RowAdamW(tables, betas=settings.betas, eps=settings.epsilon, state=state))
     return optimizers
+
+
+def _of_all_ranks(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(name for part in gather(list(names)) for name in part))
 
 
 def _finite(tensor: Tensor | None) -> bool:
