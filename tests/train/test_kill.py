@@ -3,6 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,3 +28,15 @@ def test_a_kill_at_any_moment_leaves_a_run_that_goes_on_bit_for_bit(data, tmp_pa
     # Some moments fall before the first checkpoint, some after.
     assert any(line.endswith("kept step 0") for line in lines)
     assert not all(line.endswith("kept step 0") for line in lines)
+
+
+@pytest.mark.slow
+def test_a_kill_of_any_rank_at_any_moment_leaves_a_run_that_goes_on_bit_for_bit(data, tmp_path):
+    lines = kill(data, tmp_path, 25, world_size=2)
+    for words in (
+        "rank=0, kind='saving'",
+        "rank=1, kind='saving'",
+        "rank=0, kind='training'",
+        "rank=1, kind='training'",
+    ):
+        assert any(words in line for line in lines), words
