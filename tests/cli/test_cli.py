@@ -59,11 +59,37 @@ def test_an_unknown_command(capsys):
     assert_one_line(code, errors, "zzz", "train")
 
 
-def test_a_flag_that_does_not_exist(capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "cpu-dense", "--data", "d", "--out", "o", "--step", "3"])
-    assert stop.value.code == 2
-    assert "--step" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "cpu-dense", "--data", "d", "--out", "o", "--step", "3"], ["--step:", "--steps"]),
+        (["train", "cpu-dense", "--data", "d", "--out", "o", "--learning_rate=3"], ["--optimizer.learning-rate?"]),
+        (["train", "cpu-dense", "--dat", "d", "--out", "o"], ["--dat:", "--data"]),
+        (["train", "cpu-dense", "--data", "d", "--out", "o", "--zzz"], ["--zzz", "ultramem train --help"]),
+        (["train", "cpu-dense", "--data", "d"], ["Missing", "--out PATH", "Folder of the run"]),
+        (["train"], ["RECIPE", "--data PATH", "--out PATH"]),
+        (["train", "cpu-dense", "--data", "d", "--out", "o", "--steps", "many"], ["--steps", "'many'", "INT"]),
+        (["train", "cpu-dense", "--data", "d", "--out", "o", "--optimizer.clip-norm", "x"], ["'x'", "FLOAT", "norm"]),
+        (["train", "cpu-dense", "--data", "d", "--out", "o", "--optimizer.betas", "1"], ["--optimizer.betas", "2"]),
+        (["train", "cpu-dense", "--data", "d", "--out", "o", "more"], ["more"]),
+        (["export", "runs/a", "--out", "o", "--dtype", "fp8"], ["--dtype", "fp8", "bfloat16"]),
+        (["generate", "runs/a", "--prompt", "a", "--top-p"], ["--top-p"]),
+    ],
+)
+def test_a_mistaken_flag_is_one_line(capsys, arguments, words):
+    code, output, errors = run(capsys, *arguments)
+    assert not output
+    assert_one_line(code, errors, *words)
+    assert "helptext" not in errors
+
+
+def test_a_mistaken_flag_is_one_line_at_a_narrow_terminal_with_colours(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    code, _, errors = run(capsys, "eval", "runs/a", "--limit", "x")
+    assert_one_line(code, errors, "--limit", "'x'", "INT", "Questions of each task; none for all.")
+    assert "\x1b" not in errors
 
 
 @pytest.mark.parametrize(

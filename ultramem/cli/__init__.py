@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    import tyro
+    from ultramem.cli.parsing import parse
 
     command = import_module(f"ultramem.cli.{name}").command
-    return tyro.cli(command, prog=f"ultramem {name}", args=arguments) or 0
+    return parse(command, f"ultramem {name}", arguments)() or 0
 
 
 def _help() -> str:
