@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -63,8 +64,20 @@ def test_a_finished_comparison_is_only_read(comparison, rivals, prepared, folder
     assert [recipe.runs for recipe in again.recipes] == [recipe.runs for recipe in comparison.recipes]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("summary.json", "{"), ("summary.json", "{}"), ("metrics.jsonl", "{\n"), ("metrics.jsonl", "")],
+)
+def test_a_damaged_file_of_a_finished_run_is_named(comparison, rivals, prepared, folder, tmp_path, name, content):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "cpu-dense-seed0" / name
+    file.write_text(content)
+    with pytest.raises(ValueError, match=rf"{file} is damaged"):
+        compare(rivals, data=prepared, out=tmp_path)
+
+
 def test_a_run_that_was_asked_to_stop_ends_the_comparison(rivals, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("ultramem.compare.train", lambda *args: {"status": "stopped at step 2"})
+    monkeypatch.setattr("ultramem.compare.train", lambda *args, **options: {"status": "stopped at step 2"})
     with pytest.raises(KeyboardInterrupt):
         compare(rivals, data=prepared, out=tmp_path)
 

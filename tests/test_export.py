@@ -160,6 +160,17 @@ def test_a_failed_export_leaves_nothing(trained, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ValueError, match=r"cannot write .*model: No space left on device\. Nothing was left there"):
         export(trained, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_while_weights_are_written_is_the_same(trained, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(ValueError, match=r"cannot write .*model: .*Nothing was left there"):
+            export(trained, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())

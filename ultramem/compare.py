@@ -4,17 +4,19 @@ Every run keeps its own folder under the comparison's, so an interrupted compari
 finished one is only read again.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+import torch
+
 from ultramem.accounting import count_active_parameters, count_flops, count_parameters
 from ultramem.train.config import TrainConfig
 from ultramem.train.config_json import config_to_dict, load_config
 from ultramem.train.journal import read_journal
+from ultramem.train.run_folder import read_starts
 from ultramem.train.trainer import train
 
 FLOPS_TOLERANCE = 0.05
@@ -87,7 +89,14 @@ class Comparison:
     """Versions and machine at each start of the first run."""
 
 
-def compare(configs: Sequence[TrainConfig], *, data: Path, out: Path, seeds: Sequence[int] = (0,)) -> Comparison:
+def compare(
+    configs: Sequence[TrainConfig],
+    *,
+    data: Path,
+    out: Path,
+    seeds: Sequence[int] = (0,),
+    device: torch.device | str | None = None,
+) -> Comparison:
     """Train every recipe with every seed on the same tokens in the same order, and gather the results.
 
     Args:
@@ -95,6 +104,7 @@ def compare(configs: Sequence[TrainConfig], *, data: Path, out: Path, seeds: Seq
         data: folder made by `ultramem prepare`.
         out: each run gets the folder `out/<name>-seed<seed>`; a finished one is read, an interrupted one goes on.
         seeds: of weights and of the order of the data.
+        device: where to compute; none takes a GPU where there is one.
 
     Raises:
         ValueError: a recipe or a seed is given twice, or the recipes would not see the same tokens.
@@ -114,7 +124,7 @@ def compare(configs: Sequence[TrainConfig], *, data: Path, out: Path, seeds: Seq
     for seed in seeds:
         for config in configs:
             folder = out / f"{config.name}-seed{seed}"
-            summary = train(replace(config, seed=seed), data, folder)
+            summary = train(replace(config, seed=seed), data, folder, device=device)
             if summary["status"] != "finished":
                 raise KeyboardInterrupt
             runs[config.name].append(read_run(folder))
@@ -132,7 +142,7 @@ def summarise(configs: Sequence[TrainConfig], runs: Mapping[str, list[Run]]) -> 
         tokens=configs[0].steps * configs[0].tokens_per_step,
         seeds=[run.seed for run in results[0].runs],
         recipes=results,
-        environments=json.loads((Path(results[0].runs[0].folder) / "environment.json").read_text()),
+        environments=read_starts(Path(results[0].runs[0].folder) / "environment.json"),
     )
 
 
@@ -155,9 +165,17 @@ def compute_warnings(configs: Sequence[TrainConfig]) -> list[str]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read what a finished run measured, from its folder."""
+    """Read what a finished run measured, from its folder.
+
+    Raises:
+        ValueError: a file of the run is damaged.
+    """
     config = load_config(folder / "run.json")
-    journal = read_journal(folder / "metrics.jsonl")
+    metrics = folder / "metrics.jsonl"
+    journal = read_journal(metrics)
+    for name in ("tokens_per_second", "bits_per_byte"):
+        if not any(name in line for line in journal):
+            raise ValueError(f"{metrics} is damaged (no line has {name}): remove {folder} to train it again")
 
     def curve(loss: str) -> list[Measurement]:
         return [

@@ -4,15 +4,16 @@
 wherever the package is installed: the folder's two small modules only point to it.
 """
 
-import shutil
 from pathlib import Path
 
 import torch
 
+from ultramem.data.folder import whole_folder
 from ultramem.loading import load_tokenizer
 from ultramem.mapped_weights import mapped_weights
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
-from ultramem.train.checkpoint import is_run, load_weights, read_config
+from ultramem.train.checkpoint import is_run, load_weights
+from ultramem.train.config_json import load_model_config
 
 REMOTE_CODE = {
     "configuration_ultramem.py": "from ultramem import UltraMemConfig\n\n__all__ = ['UltraMemConfig']\n",
@@ -36,7 +37,7 @@ def export(run: Path, out: Path, dtype: torch.dtype = torch.float32, *, max_file
         max_file_bytes: weights beyond it go to several files with an index.
 
     Raises:
-        ValueError: `out` exists, or `run` holds no trained model.
+        ValueError: `out` exists or cannot be written, or `run` holds no trained model.
         CheckpointError: the newest checkpoint is damaged.
 
     Example:
@@ -46,7 +47,7 @@ def export(run: Path, out: Path, dtype: torch.dtype = torch.float32, *, max_file
     """
     if out.exists():
         raise ValueError(f"{out} exists already: choose another folder or remove it; nothing was written")
-    config = read_config(run)
+    config = load_model_config(run)
     if not is_run(run):
         raise ValueError(f"{run} is an exported model already: give the folder of a run")
     tokenizer = load_tokenizer(run, run / "tokenizer.json")
@@ -55,17 +56,11 @@ def export(run: Path, out: Path, dtype: torch.dtype = torch.float32, *, max_file
     tied = UltraMemForCausalLM._tied_weights_keys if config.tie_word_embeddings else {}
     weights = {name: weight for name, weight in model.state_dict().items() if name not in tied}
     config.auto_map, config.architectures, config.dtype = AUTO_MAP, [type(model).__name__], dtype
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        with mapped_weights(unfinished, weights, max_file_bytes) as mapped:
+    with whole_folder(out) as folder:
+        with mapped_weights(folder, weights, max_file_bytes) as mapped:
             load_weights(run, mapped)
-        config.save_pretrained(unfinished)
-        model.generation_config.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
+        config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         for name, content in REMOTE_CODE.items():
-            (unfinished / name).write_text(content)
-        unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            (folder / name).write_text(content)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -35,8 +36,14 @@ def test_flags_win_over_the_file_which_wins_over_the_recipe(settings):
 
 
 def test_a_whole_run_json_is_taken_over(settings):
-    other = recipes.get("gpu-25m-pkm")
-    assert config_to_dict(resolve("cpu-dense", settings(config_to_dict(other)), {})) == config_to_dict(other)
+    other = replace(recipes.get("cpu-pkm"), steps=70)
+    assert config_to_dict(resolve("cpu-pkm", settings(config_to_dict(other)), {})) == config_to_dict(other)
+
+
+def test_a_run_json_of_another_recipe_is_refused(settings):
+    file = settings(config_to_dict(recipes.get("gpu-25m-pkm")))
+    with pytest.raises(ValueError, match="is of the recipe 'gpu-25m-pkm', not of 'cpu-dense'"):
+        resolve("cpu-dense", file, {})
 
 
 def test_what_follows_from_a_changed_field_follows():

@@ -35,5 +35,5 @@ def test_another_models_folder_is_left_alone(command, capsys):
 
 
 def test_a_stopped_run_is_not_a_success(command, monkeypatch):
-    monkeypatch.setattr("ultramem.cli.train.train", lambda *args: {"status": "stopped at step 2"})
+    monkeypatch.setattr("ultramem.cli.train.train", lambda *args, **options: {"status": "stopped at step 2"})
     assert main(command[1]) == 130

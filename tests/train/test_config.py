@@ -19,6 +19,10 @@ from ultramem.train.config import OptimizerConfig
         ({"precision": "fp8"}, "precision is 'fp8': choose fp32 or bf16"),
         ({"sequence_length": 33}, "sequence_length is 33: the model takes max_position_embeddings = 32"),
         ({"steps": 3}, "optimizer.warmup_steps is 4: the run has only 3 steps"),
+        (
+            {"steps": 9, "optimizer": OptimizerConfig(schedule="wsd", warmup_steps=4, decay_steps=6)},
+            "optimizer.decay_steps is 6: a warm-up of 4 leaves 5 of the run's steps",
+        ),
     ],
 )
 def test_an_impossible_run_is_refused_with_field_value_and_rule(changes, message):

@@ -1,3 +1,5 @@
+import pytest
+
 from ultramem.train.journal import Journal, read_journal
 
 
@@ -18,3 +20,11 @@ def test_lines_after_the_step_that_is_gone_on_from_are_dropped_and_a_torn_one_to
 def test_no_file_is_no_lines(tmp_path):
     assert read_journal(tmp_path / "metrics.jsonl") == []
     assert Journal(tmp_path / "metrics.jsonl", step=0).seconds == 0
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b"{}", b'{"step": "two"}', b"\xff\xfe"])
+def test_a_damaged_line_is_named_by_its_number(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged \(line 2 .*remove that line"):
+        read_journal(path)

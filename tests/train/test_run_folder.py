@@ -1,12 +1,13 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
 from tests.train.tiny import tiny_config
 from ultramem.data.tokens import TokenDataset
 from ultramem.train.config import OptimizerConfig
-from ultramem.train.run_folder import open_run
+from ultramem.train.run_folder import RunFolder, open_run
 from ultramem.train.trainer import train
 
 
@@ -76,13 +77,55 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, dataset):
 def test_a_damaged_run_json_is_named(tmp_path, dataset):
     begin(tmp_path, tiny_config(), dataset)
     for text, message in (
-        ("{", r"run\.json is not JSON"),
-        ("[]", r"run\.json is not a run's"),
-        ("{}", "name was None"),
+        ("{", r"run\.json is damaged .*restore it"),
+        ("[]", r"run\.json is damaged"),
+        ("{}", r"run\.json is damaged .*'name' is None"),
     ):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             begin(tmp_path, tiny_config(), dataset)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_data_json_is_named(tmp_path, dataset, content):
+    begin(tmp_path, tiny_config(), dataset)
+    (tmp_path / "data.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"data\.json is damaged .*writes it"):
+        begin(tmp_path, tiny_config(), dataset)
+
+
+def test_damaged_versions_are_named(tmp_path, dataset):
+    for content in ("{", "{}"):
+        (tmp_path / "environment.json").write_text(content)
+        with pytest.raises(ValueError, match=r"environment\.json is damaged .*remove it"):
+            RunFolder(tmp_path).record_start(0)
+
+
+def test_a_disk_that_fills_when_a_run_is_opened_again_leaves_every_file_whole(tmp_path, dataset, monkeypatch):
+    begin(tmp_path, tiny_config(), dataset)
+    before = contents(tmp_path)
+    for full_after in range(4):
+        written = []
+
+        def replace(source, target, written=written, full_after=full_after):
+            if len(written) == full_after:
+                raise OSError(28, "No space left on device")
+            written.append(target)
+            os.rename(source, target)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("os.replace", replace)
+            with pytest.raises(OSError, match="No space"):
+                begin(tmp_path, tiny_config(), dataset)
+        after = {path: content for path, content in contents(tmp_path).items() if path.suffix != ".tmp"}
+        assert after == before
+
+
+def test_fewer_steps_than_taken_are_refused(data, tmp_path):
+    stable = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_steps=2, table_horizon_steps=4)
+    train(tiny_config(steps=5, optimizer=stable), data, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"steps is 4, but .* has taken 5 already: give --steps 5 or more"):
+        train(tiny_config(steps=4, optimizer=stable), data, tmp_path / "run")
 
 
 def test_a_run_may_become_longer_where_the_steps_taken_would_have_been_the_same(data, tmp_path):

@@ -23,6 +23,7 @@ def command(
     out: Path,
     seeds: tuple[int, ...] = (0,),
     config: Path | None = None,
+    device: str | None = None,
     flags: Annotated[RunFlags, tyro.conf.arg(name="")],
 ) -> None:
     """Train several recipes on the same tokens in the same order, and report who did better at what cost.
@@ -39,11 +40,12 @@ def command(
         out: Folder of the comparison; made if it is not there.
         seeds: Each recipe is trained once with each of these.
         config: JSON with settings that change all recipes.
+        device: Where to compute, such as cpu or cuda:1; a GPU where there is one if not given.
     """
     configs = [resolve(recipe, config, flags) for pattern in recipes for recipe in matching(pattern)]
     for warning in compute_warnings(configs):
         print(f"warning: {warning}", file=sys.stderr)
-    comparison = compare(configs, data=data, out=out, seeds=seeds)
+    comparison = compare(configs, data=data, out=out, seeds=seeds, device=device)
     page = report.write(comparison, out)
     console = Console()
     console.print(report.render_table(comparison))

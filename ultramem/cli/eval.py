@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ultramem.evaluate import evaluate_tasks, evaluate_text
 from ultramem.loading import load
+from ultramem.train.atomic import write_text
 
 
 def command(
@@ -21,6 +22,7 @@ def command(
     include_path: Path | None = None,
     limit: int | None = None,
     batch_size: int = 16,
+    device: str | None = None,
     out: Path | None = None,
 ) -> None:
     """Measure a trained model: loss, perplexity and bits per byte on held-out text, and question sets of lm-eval.
@@ -34,13 +36,14 @@ def command(
         include_path: Folder with more task files, to be called by their names.
         limit: Questions of each task; none for all.
         batch_size: Windows of text, or questions, at a time.
+        device: Where to compute, such as cpu or cuda:1; a GPU where there is one if not given.
         out: JSON file for the results.
     """
     if data is None and not tasks:
         raise ValueError("nothing to measure: give --data, --tasks or both")
     if out is not None and out.exists():
         raise ValueError(f"--out {out} exists already: choose another file or remove it; nothing was measured")
-    model, tokenizer = load(run)
+    model, tokenizer = load(run, device=device)
     results: dict[str, Any] = {"run": str(run)}
     if data is not None:
         results["text"] = {"data": str(data), **evaluate_text(model, tokenizer, data, batch_size=batch_size)}
@@ -51,7 +54,7 @@ def command(
     Console().print(_table(results))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(results, indent=1, default=str) + "\n")
+        write_text(out, json.dumps(results, indent=1, default=str) + "\n")
 
 
 def _table(results: dict[str, Any]) -> Table:

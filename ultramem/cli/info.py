@@ -10,6 +10,7 @@ from rich.table import Table
 from ultramem import accounting, recipes
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.plots import short_number
+from ultramem.train.config_json import load_model_config
 
 
 def command(
@@ -29,10 +30,8 @@ def command(
     if recipe is None:
         Console().print(list_recipes())
         return
-    if (Path(recipe) / "config.json").exists():
-        config = UltraMemConfig.from_pretrained(recipe)
-    else:
-        config = recipes.get(recipe).model
+    is_folder = (Path(recipe) / "config.json").exists()
+    config = load_model_config(Path(recipe)) if is_folder else recipes.get(recipe).model
     context = config.max_position_embeddings if context is None else context
     if context < 1:
         raise ValueError(f"--context is {context}: give the number of tokens, 1 or more")

@@ -62,12 +62,19 @@ def resolve(recipe: str, file: Path | None, flags: Mapping[str, Any]) -> TrainCo
     """Build a run: the recipe, changed by a JSON file (all of a `run.json` or part of one), changed by flags.
 
     Raises:
-        ValueError: the recipe is unknown, the file cannot be read, or a field is unknown or out of its range.
+        ValueError: the recipe is unknown, the file is of another recipe or cannot be read, or a field is unknown or
+            out of its range.
     """
     base = recipes.get(recipe)
     values = config_to_dict(base) | {"model": given_fields(base.model)}
     if file is not None:
-        values = _merge(values, _read_json(file))
+        changes = _read_json(file)
+        if changes.get("name", recipe) != recipe:
+            raise ValueError(
+                f"--config {file} is of the recipe {changes['name']!r}, not of {recipe!r}: "
+                "name that recipe, or take the field 'name' out of the file"
+            )
+        values = _merge(values, changes)
     return config_from_dict(_merge(values, flags))
 
 

@@ -21,6 +21,7 @@ def command(
     data: Path,
     out: Path,
     config: Path | None = None,
+    device: str | None = None,
     flags: Annotated[RunFlags, tyro.conf.arg(name="")],
 ) -> int:
     """Train a recipe on prepared data, or go on with a run that was interrupted.
@@ -35,7 +36,8 @@ def command(
         data: Folder made by `ultramem prepare`.
         out: Folder of the run; made if it is not there.
         config: JSON with settings: all of a run.json, or only those to change.
+        device: Where to compute, such as cpu or cuda:1; a GPU where there is one if not given.
     """
-    summary = train(resolve(recipe, config, flags), data, out)
+    summary = train(resolve(recipe, config, flags), data, out, device=device)
     # torchrun would take another exit code for a fault, and start a run again that was asked to stop.
     return 0 if summary["status"] == "finished" or is_torchelastic_launched() else INTERRUPTED

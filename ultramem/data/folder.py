@@ -29,7 +29,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
         yield folder
         folder.rename(target)
     except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}. Nothing was left there.") from error
+        raise DataError(
+            f"cannot write {out}: {error.strerror or error}. Nothing was left there: make room or choose another place."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

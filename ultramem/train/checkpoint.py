@@ -3,7 +3,6 @@
 The position in the data, the learning rates and the random numbers are functions of the seed and the step.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from ultramem.distributed.agreement import gather, is_first_rank
-from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.train.checkpoint_files import CheckpointError, Checkpoints
+from ultramem.train.config_json import load_model_config
 from ultramem.train.display import show_note
 
 __all__ = ["CheckpointError", "Checkpoints", "load_model", "load_state", "resume", "save_state"]
@@ -102,7 +101,7 @@ def load_model(path: Path) -> tuple[UltraMemForCausalLM, Path]:
         >>> model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5).shape
         torch.Size([1, 8])
     """
-    config, tokenizer = read_config(path), path / "tokenizer.json"
+    config, tokenizer = load_model_config(path), path / "tokenizer.json"
     if not is_run(path):
         try:
             return UltraMemForCausalLM.from_pretrained(path).eval(), tokenizer
@@ -135,22 +134,4 @@ def load_weights(run: Path, weights: dict[str, Tensor]) -> None:
 
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's, and no exported model."""
-    return (path / "run.json").exists()
-
-
-def read_config(path: Path) -> UltraMemConfig:
-    """Read the model's configuration in a run's folder or in an exported Hugging Face folder.
-
-    Raises:
-        ValueError: it is not there, damaged or of another type of model.
-    """
-    file = path / "config.json"
-    if not file.exists():
-        raise ValueError(f"{path} is neither a run's folder nor an exported model: it has no config.json")
-    try:
-        model_type = json.loads(file.read_text()).get("model_type")
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): export again, or restore it") from error
-    if model_type != UltraMemConfig.model_type:
-        raise ValueError(f"{path} holds a model of type {model_type!r}: {UltraMemConfig.model_type!r} is wanted")
-    return UltraMemConfig.from_pretrained(path)
+    return (path / "run.json").exists() or (path / "checkpoints").exists()

@@ -156,6 +156,14 @@ class TrainConfig:
         _require(
             warmup_steps <= self.steps, "optimizer.warmup_steps", warmup_steps, f"the run has only {self.steps} steps"
         )
+        schedule = self.optimizer.learning_rate_schedule(self.steps)
+        if isinstance(schedule, WarmupStableDecay):
+            _require(
+                schedule.warmup_steps + schedule.decay_steps <= self.steps,
+                "optimizer.decay_steps",
+                schedule.decay_steps,
+                f"a warm-up of {schedule.warmup_steps} leaves {self.steps - schedule.warmup_steps} of the run's steps",
+            )
 
     @property
     def tokens_per_step(self) -> int:

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.train.config import TrainConfig
+from ultramem.train.records import WRITTEN_ANEW, read_record
 
 
 def model_to_dict(model: UltraMemConfig) -> dict[str, Any]:
@@ -51,6 +52,29 @@ def load_config(path: Path) -> TrainConfig:
         return config_from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def load_model_config(folder: Path) -> UltraMemConfig:
+    """Read ``config.json`` of a run or of an exported model.
+
+    Raises:
+        ValueError: there is none, it is damaged, or it is of another kind of model.
+
+    Example:
+        >>> load_model_config(Path("runs/a")).hidden_size
+        128
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder} is neither a run's folder nor an exported model: it has no config.json")
+    remedy = WRITTEN_ANEW if (folder / "run.json").exists() else "export again, or restore it"
+    kind = read_record(path, {"model_type": str}, remedy)["model_type"]
+    if kind != UltraMemConfig.model_type:
+        raise ValueError(f"{folder} holds a model of type {kind!r}: {UltraMemConfig.model_type!r} is wanted")
+    try:
+        return UltraMemConfig.from_pretrained(folder)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
 
 
 def config_from_dict(values: dict[str, Any]) -> TrainConfig:

@@ -16,12 +16,28 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     Returns:
         One dictionary a line, each with its "step".
 
+    Raises:
+        ValueError: a line is damaged.
+
     Example:
         >>> losses = [line["loss"] for line in read_journal(Path("runs/a/metrics.jsonl")) if "loss" in line]
     """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_bytes().splitlines(keepends=True)
+    return [_read_line(path, number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
+
+
+def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if not isinstance(record["step"], int):
+            raise TypeError(f"step is {record['step']!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged (line {number} is no record of a step): remove that line, and the same command goes on"
+        ) from error
+    return record
 
 
 class Journal:

@@ -3,18 +3,18 @@
 import dataclasses
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ultramem.data.tokens import TokenDataset
-from ultramem.train.atomic import write_json
+from ultramem.train.atomic import write_json, write_text
 from ultramem.train.checkpoint_files import Checkpoints
 from ultramem.train.config import TrainConfig
 from ultramem.train.config_json import config_to_dict
 from ultramem.train.environment import describe_environment
+from ultramem.train.records import WRITTEN_ANEW, read_json, read_record
 
 # How often something is written and how the same numbers are computed may change while a run is under way.
 FREE_FIELDS = frozenset(
@@ -44,6 +44,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "run.json"
+        self.model = path / "config.json"
         self.environment = path / "environment.json"
         self.data = path / "data.json"
         self.tokenizer = path / "tokenizer.json"
@@ -54,8 +55,20 @@ class RunFolder:
 
     def record_start(self, step: int) -> None:
         """Add to ``environment.json`` what the steps from here on depend on."""
-        starts = json.loads(self.environment.read_text()) if self.environment.exists() else []
-        write_json(self.environment, [*starts, {"step": step, **describe_environment()}])
+        write_json(self.environment, [*read_starts(self.environment), {"step": step, **describe_environment()}])
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Read ``environment.json``; no file is no start yet.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    remedy = "remove it; it only tells with which versions the run was made"
+    starts = read_json(path, remedy) if path.exists() else []
+    if not isinstance(starts, list):
+        raise ValueError(f"{path} is damaged (it holds no list): {remedy}")
+    return starts
 
 
 @contextmanager
@@ -81,8 +94,8 @@ def open_run(path: Path, config: TrainConfig, data: TokenDataset) -> Iterator[Ru
             _check_same_run(run, config, data)
         write_json(run.config, config_to_dict(config))
         write_json(run.data, _identity(data))
-        config.model.save_pretrained(path)
-        shutil.copyfile(data.tokenizer_path, run.tokenizer)
+        write_text(run.model, config.model.to_json_string())
+        write_text(run.tokenizer, data.tokenizer_path.read_text(encoding="utf-8"))
         yield run
 
 
@@ -97,9 +110,11 @@ def _alone_in(path: Path) -> Iterator[None]:
 
 
 def _check_same_run(run: RunFolder, config: TrainConfig, data: TokenDataset) -> None:
-    recorded = _read(run.config)
+    fields = {"name": str, "model": dict, "optimizer": dict, "steps": int}
+    recorded = read_record(run.config, fields, "restore it, or choose another folder")
     current = json.loads(json.dumps(config_to_dict(config)))
-    may_change_length = _same_rates_so_far(run, recorded.get("steps", config.steps), config)
+    taken = Checkpoints(run.checkpoints).newest_step or 0
+    may_change_length = _same_rates(range(taken), recorded["steps"], config)
     free = FREE_FIELDS | ({"steps"} if may_change_length else set())
     differences = _differences(recorded, current, free)
     if differences:
@@ -107,8 +122,14 @@ def _check_same_run(run: RunFolder, config: TrainConfig, data: TokenDataset) -> 
             f"{run.path} holds a run with other settings ({'; '.join(differences)}): "
             "go on with the recorded ones, or choose another folder"
         )
+    if config.steps < taken:
+        raise ValueError(
+            f"steps is {config.steps}, but {run.path} has taken {taken} already: "
+            f"give --steps {taken} or more, or choose another folder"
+        )
     if run.data.exists():
-        differences = _differences(_read(run.data), _identity(data), frozenset())
+        begun_on = read_record(run.data, {"separator": str, "splits": dict}, WRITTEN_ANEW)
+        differences = _differences(begun_on, _identity(data), frozenset())
         if differences:
             raise ValueError(f"{run.path} was begun on other data ({differences[0]}): choose another folder")
 
@@ -118,16 +139,6 @@ def _identity(data: TokenDataset) -> dict[str, Any]:
     names = ("dtype", "vocab_size", "separator", "separator_id", "tokenizer_sha256", "splits")
     header = dataclasses.asdict(data.header)
     return {name: header[name] for name in names}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): choose another folder, or repair it") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a run's record: choose another folder")
-    return values
 
 
 def _differences(
@@ -144,9 +155,8 @@ def _differences(
     return found
 
 
-def _same_rates_so_far(run: RunFolder, steps: int, config: TrainConfig) -> bool:
+def _same_rates(taken: range, steps: int, config: TrainConfig) -> bool:
     """Whether the steps already taken would have had the same learning rates in a run of the new length."""
-    taken = range(Checkpoints(run.checkpoints).newest_step or 0)
     return all(
         schedule(steps)(step) == schedule(config.steps)(step)
         for schedule in (config.optimizer.learning_rate_schedule, config.optimizer.table_multiplier)

@@ -3,6 +3,7 @@
 import resource
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ultramem.layers.tables import Table
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.train.config import TrainConfig
 from ultramem.train.environment import describe_environment
+from ultramem.train.records import WRITTEN_ANEW, read_record
 
 
 def summarise(
@@ -48,6 +50,15 @@ def summarise(
         "seconds": lines[-1]["seconds"] if lines else None,
         "environment": describe_environment(),
     }
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read ``summary.json`` of a run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return read_record(path, {"name": str, "status": str, "step": int}, WRITTEN_ANEW)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

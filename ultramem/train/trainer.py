@@ -1,6 +1,5 @@
 """The training loop: from a position in the data to a step of both optimizers, and what is kept of it."""
 
-import json
 import math
 import statistics
 import time
@@ -28,13 +27,14 @@ from ultramem.train.atomic import write_json
 from ultramem.train.checkpoint import Checkpoints, resume, save_state
 from ultramem.train.config import TrainConfig
 from ultramem.train.determinism import deterministic_algorithms, seed_step
+from ultramem.train.device import choose_device
 from ultramem.train.display import show_summary
 from ultramem.train.interruption import StopRequest
 from ultramem.train.journal import read_journal
 from ultramem.train.logbook import Logbook
 from ultramem.train.metrics import validate
 from ultramem.train.run_folder import RunFolder, open_run
-from ultramem.train.summary import summarise
+from ultramem.train.summary import read_summary, summarise
 
 
 class TrainingError(ValueError):
@@ -70,8 +70,7 @@ def train(
         >>> summary["status"], summary["final_validation_loss"]
         ('finished', 3.21)
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with process_group(device, config.collective_timeout_seconds) as device, name_lost_ranks():
+    with process_group(choose_device(device), config.collective_timeout_seconds) as device, name_lost_ranks():
         return _train(config, data, Path(out), device)
 
 
@@ -89,7 +88,7 @@ def _train(config: TrainConfig, data: str | Path, out: Path, device: torch.devic
         with ExitStack() as run, deterministic_algorithms():
             with together():
                 folder = run.enter_context(open_run(out, config, training)) if is_first_rank() else RunFolder(out)
-                summary = json.loads(folder.summary.read_text()) if folder.summary.exists() else None
+                summary = read_summary(folder.summary) if folder.summary.exists() else None
             summary = gather(summary)[0]
             if summary and summary["step"] >= config.steps:
                 if is_first_rank():
