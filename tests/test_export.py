@@ -148,7 +148,7 @@ def test_a_full_disk_is_found_before_a_weight_is_written_and_leaves_nothing(trai
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(ValueError, match=r"cannot write .*model: File too large\. Nothing was left there"):
             export(trained, tmp_path / "model")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -162,15 +162,4 @@ def test_a_failed_export_leaves_nothing(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", fail)
     with pytest.raises(ValueError, match=r"cannot write .*model: No space left on device\. Nothing was left there"):
         export(trained, tmp_path / "model")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_disk_that_fills_while_weights_are_written_is_the_same(trained, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-        with pytest.raises(ValueError, match=r"cannot write .*model: .*Nothing was left there"):
-            export(trained, tmp_path / "model")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
