@@ -97,7 +97,7 @@ def test_a_mistaken_flag_is_one_line_at_a_narrow_terminal_with_colours(capsys, m
     [
         (["--model.memory-expansion", "3"], ["memory_expansion", "3", "square"]),
         (["--model.memory-value-size", "7"], ["memory_value_size", "7", "divisible"]),
-        (["--model.memory-top-k", "5000"], ["memory_top_k", "5000"]),
+        (["--model.memory-top-k", "70000"], ["memory_top_k", "70000"]),
         (["--model.memory-units", "4:2"], ["4:2", "backwards"]),
         (["--model.ffn", "relu"], ["ffn", "relu", "swiglu"]),
         (["--optimizer.learning-rate", "-1"], ["optimizer.learning_rate", "-1"]),
