@@ -1,0 +1,67 @@
+"""Plots of the kept decoding times, as in UltraMem's figures 1b and 6c; from the kept results and nothing else.
+
+``python -m benchmarks.decode_figures`` writes ``docs/decode/``.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+from benchmarks.record import RESULTS
+from benchmarks.study.picture import picture
+from ultramem.plots import Point, Series
+
+FIGURES = Path(__file__).parents[1] / "docs/decode"
+
+
+def figures(kept: Path = RESULTS) -> dict[str, str]:
+    """SVG by file name: a step's time against the batch, and against the rows of the table."""
+    steps, grown = _read(kept / "decode.csv"), _read(kept / "decode_table.csv")
+    return {
+        "time_against_batch.svg": picture(
+            [Series(name, _fastest(steps, name)) for name in ("moe", "ultramem", "dense")],
+            x_label="sequences in the batch",
+            y_label="milliseconds a step",
+        ),
+        "time_against_table.svg": picture(_against_table(grown, steps), x_label="rows", y_label="milliseconds a step"),
+    }
+
+
+def _against_table(grown: list[dict[str, str]], steps: list[dict[str, str]]) -> list[Series]:
+    def line(column: str) -> list[Point]:
+        return [(float(row["table_rows"]), float(row[column])) for row in grown]
+
+    batch = float(grown[0]["batch"])
+    dense = dict(_fastest(steps, "dense"))[batch]
+    return [
+        Series("ultramem", line("step_ms")),
+        Series("dense", [(rows, dense) for rows, _ in line("step_ms")]),
+        Series("floor of ultramem", line("floor_ms")),
+    ]
+
+
+def _fastest(rows: list[dict[str, str]], model: str) -> list[Point]:
+    """A model's time at each batch, of its fastest implementation."""
+    times: dict[float, float] = {}
+    for row in rows:
+        if row["model"] == model:
+            batch = float(row["batch"])
+            times[batch] = min(float(row["step_ms"]), times.get(batch, float("inf")))
+    return sorted(times.items())
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(folder: Path = FIGURES, kept: Path = RESULTS) -> None:
+    """Writes the plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, svg in figures(kept).items():
+        (folder / name).write_text(svg)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    write()
