@@ -61,7 +61,7 @@ def check(mesh, style, sparse, state):
 def check_all():
     num_ranks = dist.get_world_size()
     for shards in {1, 2, num_ranks}:
-        mesh = make_mesh("cpu", data_shards=1, table_shards=shards)
+        mesh = make_mesh("cpu", trunk_shards=1, table_shards=shards)
         for style, sparse, state in product(("rows", "columns"), (False, True), ("full", "small")):
             try:
                 check(mesh, style, sparse, state)

@@ -122,7 +122,7 @@ def check_dot(mesh, style, size, sparse):
 def check_tables():
     num_ranks = dist.get_world_size()
     for shards in (shards for shards in (1, 2, 4) if shards <= num_ranks):
-        mesh = make_mesh("cpu", data_shards=1, table_shards=shards)
+        mesh = make_mesh("cpu", trunk_shards=1, table_shards=shards)
         for style, size, sparse in product(("rows", "columns"), SIZES, (False, True)):
             try:
                 check_table(mesh, style, size, sparse)
@@ -130,7 +130,7 @@ def check_tables():
             except Exception as error:
                 error.add_note(f"{shards} shards by {style}, {size=}, {sparse=}")
                 raise
-    mesh = make_mesh("cpu", data_shards=1, table_shards=num_ranks)
+    mesh = make_mesh("cpu", trunk_shards=1, table_shards=num_ranks)
     for style, dim in (("rows", 0), ("columns", 1)):
         model = torch.nn.ModuleDict({"table": Table(11, 7, std=1.0)})
         shard_tables(model, mesh.tables, style)

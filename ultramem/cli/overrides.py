@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from ultramem import recipes
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.recipes.registry import given_fields
-from ultramem.train.config import OptimizerConfig, TrainConfig
+from ultramem.train.config import OptimizerConfig, ParallelConfig, TrainConfig
 from ultramem.train.config_json import config_from_dict, config_to_dict
 
 # The vocabulary and its special tokens are the data's, a cache has no use in training, a dictionary is for a file.
@@ -48,10 +48,11 @@ def flags_of(kind: type, *, but: tuple[str, ...] = ()) -> Any:
 
 
 def run_flags(*, but: tuple[str, ...] = ()) -> Any:
-    """Make the flags of a whole run: its own, `--optimizer.…` and `--model.…`."""
-    own = flags_of(TrainConfig, but=("name", "model", "optimizer", *but))
+    """Make the flags of a whole run: its own, `--optimizer.…`, `--parallel.…` and `--model.…`."""
+    own = flags_of(TrainConfig, but=("name", "model", "optimizer", "parallel", *but))
     nested = {
         "optimizer": flags_of(OptimizerConfig),
+        "parallel": flags_of(ParallelConfig),
         "model": flags_of(UltraMemConfig, but=NOT_ON_THE_COMMAND_LINE),
     }
     hints = get_type_hints(own, include_extras=True)

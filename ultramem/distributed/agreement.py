@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 Value = TypeVar("Value")
 
@@ -14,6 +15,16 @@ Value = TypeVar("Value")
 def is_first_rank() -> bool:
     """Whether this process writes what a run has once: rank 0, or a process alone."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def rank_and_count() -> tuple[int, int]:
+    """This process's number and how many there are; ``(0, 1)`` alone.
+
+    Example:
+        >>> rank_and_count()
+        (0, 1)
+    """
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def gather(value: Value, group: dist.ProcessGroup | None = None) -> list[Value]:
@@ -46,6 +57,18 @@ def any_rank(condition: bool) -> bool:
     count = torch.tensor(int(condition), dtype=torch.int32)
     dist.all_reduce(count)
     return bool(count)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum of all ranks' tensors, which have one shape; the given one is not used any more.
+
+    Example:
+        >>> sum_over_ranks(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
 
 
 @contextmanager

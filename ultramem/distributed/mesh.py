@@ -10,12 +10,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 class Mesh:
     """All processes, seen twice. Each of them computes on sequences of its own, whatever else it holds.
 
-    ``data`` has the axes "replicate" and "shard": the trunk's parameters are split over the second and repeated over
+    ``trunk`` has the axes "replicate" and "shard": the trunk's parameters are split over the second and repeated over
     the first. ``tables`` has the axes "replicate" and "shard" too, of other sizes: the second is the table axis, which
     may span all processes.
     """
 
-    data: DeviceMesh
+    trunk: DeviceMesh
     tables: DeviceMesh
 
     @property
@@ -26,31 +26,41 @@ class Mesh:
     @property
     def num_ranks(self) -> int:
         """Processes in all."""
-        return self.data.size()
+        return self.trunk.size()
 
 
-def make_mesh(device_type: str, *, data_shards: int, table_shards: int) -> Mesh:
+def run_mesh(device_type: str, *, trunk_shards: int | None, table_shards: int | None) -> Mesh | None:
+    """The arrangement of a run: None where a process is alone; shards of None are as many as there are processes."""
+    num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if num_ranks == 1:
+        return None
+    return make_mesh(device_type, trunk_shards=trunk_shards or num_ranks, table_shards=table_shards or num_ranks)
+
+
+def make_mesh(device_type: str, *, trunk_shards: int, table_shards: int) -> Mesh:
     """Arrange the processes of the default group.
 
     Args:
         device_type: "cuda" or "cpu".
-        data_shards: processes among which the trunk is split; 1: each has all of it.
+        trunk_shards: processes among which the trunk is split; 1: each has all of it.
         table_shards: processes among which a table is split; 1: each has all of it.
 
     Raises:
         ValueError: the processes do not divide into such groups.
 
     Example:
-        >>> mesh = make_mesh("cuda", data_shards=8, table_shards=64)  # doctest: +SKIP
+        >>> mesh = make_mesh("cuda", trunk_shards=8, table_shards=64)  # doctest: +SKIP
         >>> mesh.tables["shard"].size()  # doctest: +SKIP
         64
     """
     num_ranks = dist.get_world_size()
-    for name, shards in (("data_shards", data_shards), ("table_shards", table_shards)):
+    for name, shards in (("trunk_shards", trunk_shards), ("table_shards", table_shards)):
         if not 1 <= shards <= num_ranks or num_ranks % shards:
-            raise ValueError(f"{name} is {shards}: it must divide the number of processes, which is {num_ranks}")
+            raise ValueError(
+                f"parallel.{name} is {shards}: it must divide the number of processes, which is {num_ranks}"
+            )
 
     def arrange(shards: int) -> DeviceMesh:
         return init_device_mesh(device_type, (num_ranks // shards, shards), mesh_dim_names=("replicate", "shard"))
 
-    return Mesh(data=arrange(data_shards), tables=arrange(table_shards))
+    return Mesh(trunk=arrange(trunk_shards), tables=arrange(table_shards))

@@ -9,12 +9,17 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ultramem import ops
 from ultramem.layers.balance import key_balance_loss
 from ultramem.layers.kept import Kept
 from ultramem.layers.query import Keys
+
+# The version of cores that were decomposed while split over processes: what a forward pass sees is a passing copy of
+# them, so their changes are known by the optimizer's steps alone. (Loading brings the singular vectors along.)
+_BY_SHARDS = (-1, -1)
 
 # UltraMemV2 caps the candidates of a side, also where the final top-m is larger.
 MAX_CANDIDATES = 128
@@ -130,7 +135,7 @@ class TuckerRetrieval(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Recomputes the singular vectors of the summed cores, the leading pair's sign kept continuous."""
-        left, _, right = torch.linalg.svd(self.cores.sum(dim=1).float())
+        left, _, right = torch.linalg.svd(_whole(self.cores).sum(dim=1).float())
         right = right.mT
         agreement = (left * self.left_vectors + right * self.right_vectors).sum(dim=-2, keepdim=True)
         sign = torch.where(agreement < 0, -1.0, 1.0)
@@ -139,11 +144,13 @@ class TuckerRetrieval(nn.Module):
         self._decomposed = self._cores_version()
 
     def _cores_version(self) -> tuple[int, int]:
+        if isinstance(self.cores, DTensor):
+            return _BY_SHARDS
         return self.cores.data_ptr(), 0 if self.cores.is_inference() else self.cores._version
 
     def singular_values(self) -> Tensor:
         """``(H, r)`` of the summed cores; the gradient is exact because the vectors are: d lambda = u^T dC t."""
-        core = self.cores.sum(dim=1).float()
+        core = _whole(self.cores).sum(dim=1).float()
         left, right = self.left_vectors.float(), self.right_vectors.float()
         return torch.einsum("hai,hab,hbi->hi", left, core, right)
 
@@ -170,7 +177,7 @@ class TuckerRetrieval(nn.Module):
     def forward(self, query: Tensor) -> Retrieval:
         """Query ``(N, Q, 2, r, d)``."""
         # The optimizer's hook does not see cores that were loaded or changed in place; a compiled graph relies on it.
-        if not torch.compiler.is_compiling() and self._decomposed != self._cores_version():
+        if not torch.compiler.is_compiling() and self._decomposed not in (_BY_SHARDS, self._cores_version()):
             self.refresh()
         keys = self.keys(query.dtype)
         scores, indices = ops.select_keys(query, keys, self.filter_vectors(), self.num_candidates)
@@ -191,7 +198,14 @@ def _register_hook() -> None:
 
 
 def _refresh_stepped(optimizer: torch.optim.Optimizer, *_) -> None:
-    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for retrieval in _live:
+    # In the optimizer's order: processes that have parts of the cores must refresh them in the same one.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    stepped = {id(parameter): number for number, parameter in enumerate(parameters)}
+    for retrieval in sorted(_live, key=lambda retrieval: stepped.get(id(retrieval.cores), -1)):
         if id(retrieval.cores) in stepped:
             retrieval.refresh()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor of which other processes may have parts; then all of them ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -85,6 +85,28 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """What each of several processes holds; a single one holds all."""
+
+    tables: Literal["rows", "columns", "replicate"] = "columns"
+    """How memory tables are divided among processes; `replicate`: each has them whole."""
+    table_shards: int | None = None
+    """Processes among which a table is divided; none: all."""
+    trunk: Literal["shard", "replicate"] = "shard"
+    """Whether all but the tables is divided among processes (FSDP2), or each has it whole."""
+    trunk_shards: int | None = None
+    """Processes among which the trunk is divided; none: all."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("tables", ("rows", "columns", "replicate")), ("trunk", ("shard", "replicate"))):
+            value = getattr(self, name)
+            _require(value in choices, f"parallel.{name}", value, f"choose from {', '.join(choices)}")
+        for name in ("table_shards", "trunk_shards"):
+            shards = getattr(self, name)
+            _require(shards is None or shards >= 1, f"parallel.{name}", shards, "it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run, complete but for where the data lies and where the run goes."""
 
@@ -94,12 +116,14 @@ class TrainConfig:
     """The model; its vocabulary is replaced by the data's."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizers and learning rates."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """What each of several processes holds."""
     steps: int
     """Optimizer steps of the whole run."""
     batch_size: int
     """Sequences a step."""
     micro_batch_size: int | None = None
-    """Sequences that go through the model at once, gradients adding up to the step's; none: all."""
+    """Sequences that go through the model of a process at once, gradients adding up to the step's; none: all."""
     sequence_length: int
     """Tokens a sequence."""
     seed: int = 0

@@ -27,7 +27,8 @@ def model_to_dict(model: UltraMemConfig) -> dict[str, Any]:
 def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     """Return a run as plain JSON values; `load_config` reads them back."""
     values = {entry.name: getattr(config, entry.name) for entry in dataclasses.fields(config)}
-    return values | {"model": model_to_dict(config.model), "optimizer": dataclasses.asdict(config.optimizer)}
+    nested = {name: dataclasses.asdict(values[name]) for name in ("optimizer", "parallel")}
+    return values | {"model": model_to_dict(config.model)} | nested
 
 
 def load_config(path: Path) -> TrainConfig:

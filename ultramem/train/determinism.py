@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 
-def seed_step(seed: int, step: int) -> None:
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Begin PyTorch's random numbers, on all devices, anew for a step, whatever was drawn before it.
 
     So dropout needs no state in a checkpoint, and nothing that happens between two steps changes it.
@@ -16,12 +16,13 @@ def seed_step(seed: int, step: int) -> None:
     Args:
         seed: of the run.
         step: the step about to be taken.
+        rank: of the process: each drops other numbers.
 
     Example:
         >>> seed_step(0, 7)
     """
     # The CPU's generator looks at 32 bits only, so seed and step are mixed rather than put beside each other.
-    (mixed,) = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+    (mixed,) = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed))
 
 

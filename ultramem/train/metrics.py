@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ultramem.distributed.agreement import sum_over_ranks
 from ultramem.layers.memory import MemoryOutput
 from ultramem.layers.retrieval import TuckerRetrieval
 from ultramem.models.branches import MemoryLayer
@@ -50,6 +51,14 @@ class MemoryHealth:
         self.output_square_sum += output.hidden_states.double().square().sum()
         self.num_outputs += output.hidden_states.numel()
 
+    def gather(self) -> None:
+        """Count what all processes read."""
+        sum_over_ranks(self.reads_R)
+        sums = torch.stack([self.top_score_sum, self.output_square_sum])
+        self.top_score_sum, self.output_square_sum = sum_over_ranks(sums).unbind()
+        counts = sum_over_ranks(torch.tensor([self.num_choices, self.num_outputs]))
+        self.num_choices, self.num_outputs = counts.tolist()
+
     @torch.no_grad()
     def compute(self) -> dict[str, Any]:
         """Return the measurements.
@@ -87,7 +96,7 @@ def validate(
     tokens_per_byte: float,
     autocast: Callable[[], AbstractContextManager],
 ) -> dict[str, Any]:
-    """Measure a model on held-out text.
+    """Measure a model on held-out text, of which each process may have a part.
 
     Args:
         model: put into evaluation mode while it is measured.
@@ -114,6 +123,9 @@ def validate(
         for health, memory in zip(healths, output.memory or (), strict=True):
             health.update(memory)
     model.train(was_training)
+    for health in healths:
+        health.gather()
+    loss_sum, num_tokens = sum_over_ranks(torch.tensor([loss_sum, num_tokens], dtype=torch.float64)).tolist()
     loss = loss_sum / num_tokens
     result: dict[str, Any] = {
         "validation_loss": loss,

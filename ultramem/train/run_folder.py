@@ -27,6 +27,7 @@ FREE_FIELDS = frozenset(
         "evaluate_every_steps",
         "keep_checkpoints",
         "log_every_steps",
+        "parallel",
         "skip_damaged_checkpoints",
         "tensorboard",
     }
@@ -148,9 +149,11 @@ def _differences(
     found = []
     for name in [*recorded, *(name for name in current if name not in recorded)]:
         before, now = recorded.get(name), current.get(name)
+        if prefix + name in free:
+            continue
         if isinstance(before, dict) and isinstance(now, dict):
             found += _differences(before, now, free, f"{prefix}{name}.")
-        elif before != now and prefix + name not in free:
+        elif before != now:
             found.append(f"{prefix}{name} was {before!r}, now it is {now!r}")
     return found
 

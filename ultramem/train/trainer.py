@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
 from ultramem.data.loader import TokenLoader, validation_batches
 from ultramem.data.tokens import TokenDataset
-from ultramem.distributed.agreement import any_rank, gather, is_first_rank, together
+from ultramem.distributed.agreement import any_rank, gather, is_first_rank, rank_and_count, sum_over_ranks, together
 from ultramem.distributed.lost_ranks import name_lost_ranks
+from ultramem.distributed.mesh import run_mesh
+from ultramem.distributed.parallelize import begin_micro_batch, parallelize
 from ultramem.distributed.process_group import process_group
+from ultramem.distributed.tables import finish_table_gradients
 from ultramem.layers.tables import Table
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
@@ -79,8 +81,9 @@ def _train(config: TrainConfig, data: str | Path, out: Path, device: torch.devic
         training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
         config = replace(config, model=_model_for(training, config.model))
         # Data that is too short or damaged is refused before anything is written.
-        loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
-        validation_batches(validation, config.sequence_length, config.batch_size, num_batches=1)
+        ranks = rank_and_count()
+        loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed, *ranks)
+        validation_batches(validation, config.sequence_length, config.batch_size, 1, *ranks)
         if is_first_rank() and not RunFolder(out).config.exists():
             training.verify()
             validation.verify()
@@ -135,24 +138,25 @@ class Trainer:
     ):
         self.config, self.folder, self.device = config, folder, device
         self.loader, self.validation = loader, validation
-        self.rank, self.num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        if config.batch_size % self.num_ranks:
-            raise ValueError(
-                f"batch_size is {config.batch_size}: it must be a multiple of the processes, which are {self.num_ranks}"
-            )
+        self.rank, self.num_ranks = rank_and_count()
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         torch.manual_seed(config.seed)
         self.model = UltraMemForCausalLM(config.model).to(device).train()  # type: ignore[arg-type]
         for module in self.model.modules():
             if isinstance(module, Table):
                 module.sparse = config.optimizer.lazy_tables
-        if config.activation_checkpointing:
-            # transformers 5.23 renamed it and warns of the old name; 5.17 has only that.
-            enable = getattr(self.model, "activation_checkpointing_enable", None)
-            (enable or self.model.gradient_checkpointing_enable)()
-        self.forward = torch.compile(self.model) if config.compile else self.model
-        if self.num_ranks > 1:
-            self.forward = DistributedDataParallel(self.forward, broadcast_buffers=False)
+        layout = config.parallel
+        self.forward = parallelize(
+            self.model,
+            run_mesh(
+                device.type,
+                trunk_shards=layout.trunk_shards if layout.trunk == "shard" else 1,
+                table_shards=layout.table_shards if layout.tables != "replicate" else 1,
+            ),
+            table_style="columns" if layout.tables == "columns" else "rows",
+            activation_checkpointing=config.activation_checkpointing,
+            compile=config.compile,
+        )
         self.optimizers = _build_optimizers(self.model, config)
         self.learning_rate = config.optimizer.learning_rate_schedule(config.steps)
         self.table_multiplier = config.optimizer.table_multiplier(config.steps)
@@ -201,20 +205,21 @@ class Trainer:
             TrainingError: the loss or the gradient is not finite; the weights are as they were before the step.
         """
         self._set_learning_rates()
-        seed_step(self.config.seed, self.step)
+        seed_step(self.config.seed, self.step, self.rank)
         # All windows are of one length, so a micro-batch's share of the sequences is its share of the tokens.
-        windows = self.loader.batch(self.step).chunk(self.num_ranks)[self.rank]
+        windows = self.loader.batch(self.step)
         losses = torch.zeros(3, device=self.device)
-        for micro_batch in windows.split(self.micro_batch_size):
+        micro_batches = windows.split(self.micro_batch_size)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            begin_micro_batch(self.model, last=number == len(micro_batches))
             micro_batch = micro_batch.to(self.device, non_blocking=True)
             share = len(micro_batch) / len(windows)
             with self._autocast():
                 output = self.forward(input_ids=micro_batch, labels=micro_batch, use_cache=False)
             (output.loss * share).backward()
             losses += share * torch.stack([output.loss, output.cross_entropy, output.auxiliary_loss]).detach()
-        if self.num_ranks > 1:
-            dist.all_reduce(losses)
-            losses /= self.num_ranks
+        losses = sum_over_ranks(losses) / self.num_ranks
+        finish_table_gradients(self.model)
         norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm or math.inf)
         result = StepResult(*torch.cat([losses, norm[None]]).tolist())
         self._check_finite(result)
@@ -227,7 +232,14 @@ class Trainer:
     def evaluate(self) -> dict[str, Any]:
         """Measure the model on the validation split."""
         config, validation = self.config, self.validation
-        batches = validation_batches(validation, config.sequence_length, config.batch_size, config.evaluate_batches)
+        batches = validation_batches(
+            validation,
+            config.sequence_length,
+            config.batch_size,
+            config.evaluate_batches,
+            self.rank,
+            self.num_ranks,
+        )
         return validate(
             self.model,
             (micro_batch for batch in batches for micro_batch in batch.split(self.micro_batch_size)),
@@ -302,8 +314,10 @@ def _of_all_ranks(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name for part in gather(list(names)) for name in part))
 
 
+@torch.no_grad()
 def _finite(tensor: Tensor | None) -> bool:
     if tensor is None:
         return True
+    tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     values = tensor.coalesce().values() if tensor.is_sparse else tensor
     return bool(values.isfinite().all())

@@ -1,0 +1,63 @@
+"""A model over many processes, in one visible order: tables, activation checkpointing, compilation, trunk."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from ultramem.distributed.activation_checkpoint import checkpoint_activations
+from ultramem.distributed.mesh import Mesh
+from ultramem.distributed.tables import Style, shard_tables, sharded_tables
+
+
+def parallelize(
+    model: Any, mesh: Mesh | None, *, table_style: Style, activation_checkpointing: bool, compile: bool
+) -> nn.Module:
+    """Make a model ready for training; of what this process does not hold, nothing stays.
+
+    Args:
+        model: a causal language model of ours, initialised alike on all processes, on its device.
+        mesh: how the processes are arranged; None: this is the only one.
+        table_style: how tables are divided among the processes of the table axis.
+        activation_checkpointing: see `checkpoint_activations`.
+        compile: by `torch.compile`: the whole model, or with several processes its blocks, between which they talk.
+
+    Returns:
+        What computes a training step's forward pass: the model, or its compiled form.
+    """
+    if mesh is not None:
+        shard_tables(model, mesh.tables, table_style)
+    if activation_checkpointing:
+        checkpoint_activations(model)
+    if compile and mesh is None:
+        return torch.compile(model)  # type: ignore[return-value]
+    if compile:
+        for block in model.model.layers:
+            block.compile()
+    if mesh is not None:
+        shard_trunk(model, mesh.trunk)
+    return model
+
+
+def shard_trunk(model: Any, mesh: DeviceMesh) -> None:
+    """Divide all parameters but the tables' by FSDP2: a block or a memory layer is gathered where it is computed.
+
+    Args:
+        model: a causal language model of ours, its tables sharded.
+        mesh: `Mesh.trunk`. Where its shard axis has size 1, every process has the whole trunk.
+    """
+    tables = {table.weight for table in sharded_tables(model)}
+    decoder = model.model
+    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": mesh["shard"].size() > 1}
+    for module in (*decoder.layers, *decoder.memory_layers):
+        fully_shard(module, **options)
+    # The embedding is used first and the output layer last: both stay gathered in between.
+    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=tables)
+
+
+def begin_micro_batch(model: nn.Module, *, last: bool) -> None:
+    """Let copies of the trunk sum their gradients in the last backward pass of a step only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_all_reduce(last)
