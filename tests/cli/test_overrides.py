@@ -73,12 +73,18 @@ def test_a_wrong_file_is_refused(settings, values, message):
 
 def test_only_given_flags_are_parsed():
     given = tyro.cli(run_flags(), args=["--steps", "5", "--compile", "--model.memory-units", "1:2", "3:4"])
-    assert given == {"steps": 5, "compile": True, "model": {"memory_units": ["1:2", "3:4"]}, "optimizer": {}}
+    assert given == {
+        "steps": 5,
+        "compile": True,
+        "model": {"memory_units": ["1:2", "3:4"]},
+        "optimizer": {},
+        "parallel": {},
+    }
 
 
 def test_a_setting_can_be_turned_off_and_emptied():
     given = tyro.cli(run_flags(), args=["--no-compile", "--optimizer.clip-norm", "None", "--model.memory", "None"])
-    assert given == {"compile": False, "optimizer": {"clip_norm": None}, "model": {"memory": None}}
+    assert given == {"compile": False, "optimizer": {"clip_norm": None}, "model": {"memory": None}, "parallel": {}}
 
 
 def test_every_flag_has_help(capsys):
