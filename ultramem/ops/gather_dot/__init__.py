@@ -141,8 +141,8 @@ def _(grad_products, table, slots, inputs, placement):
 
 
 def _backward_rows(ctx, grad_products):
-    table = ctx.saved_tensors[0]
-    rows, grad_rows, grad_inputs = _gather_dot_backward_rows(grad_products, *ctx.saved_tensors, ctx.placement)
+    table, *others = ctx.saved_tensors  # once: activation checkpointing unpacks a tensor a single time
+    rows, grad_rows, grad_inputs = _gather_dot_backward_rows(grad_products, table, *others, ctx.placement)
     grad_table = torch.sparse_coo_tensor(rows[None], grad_rows, table.shape, is_coalesced=True, check_invariants=False)
     return grad_table, None, grad_inputs, None
 

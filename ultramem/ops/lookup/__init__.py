@@ -144,10 +144,8 @@ def _(grad_pooled, table, slots, weights, placement, num_groups):
 
 
 def _backward_rows(ctx, grad_pooled):
-    table = ctx.saved_tensors[0]
-    rows, grad_rows, grad_weights = _lookup_backward_rows(
-        grad_pooled, *ctx.saved_tensors, ctx.placement, ctx.num_groups
-    )
+    table, *others = ctx.saved_tensors  # once: activation checkpointing unpacks a tensor a single time
+    rows, grad_rows, grad_weights = _lookup_backward_rows(grad_pooled, table, *others, ctx.placement, ctx.num_groups)
     grad_table = torch.sparse_coo_tensor(rows[None], grad_rows, table.shape, is_coalesced=True, check_invariants=False)
     return grad_table, None, grad_weights, None, None
 
