@@ -47,7 +47,7 @@ def terminate(trainer):
 
 def poison(trainer):
     with torch.no_grad():
-        trainer.model.model.tables[0].weight[:, 3] = math.nan
+        trainer.model.model.tables[0].part[:, 3] = math.nan
 
 
 def fill_the_disk(trainer):
