@@ -28,7 +28,8 @@ EXPLANATIONS = {
     "equal_compute": "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's.",
     "dense_equivalent": "Larger dense models on the same tokens; the size between two of them is interpolated.",
     "table_size": "UltraMem with fewer rows, and as many parameters in its matrices.",
-    "ladder": "One seed a rung: read a step against the spread of the seeds under equal compute.",
+    "ladder": "One seed a rung. Where a spread stands, the same settings ran more than once, at different commits: "
+    "so far two runs part on a GPU, and a step is to be read against that.",
     "learning_rates": "Runs half as long; the best of each model is what the other experiments take.",
     "knowledge": "Synthetic biographies, each person told of a hundred times; a person's facts hold 46.6 bits.",
 }
@@ -40,7 +41,7 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
     parts: list[str] = []
     plots: dict[str, str] = {}
     for experiment, title in TITLES.items():
-        rows = Results(experiment, kept).rows()
+        rows = Results(experiment, kept, kept).rows()
         scales = [scale for scale in (*SCALES, None) if any(row.get("scale") == scale for row in rows)]
         for scale in scales:
             of_scale = [row for row in rows if row.get("scale") == scale]

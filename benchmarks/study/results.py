@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Results:
         return [json.loads(line) for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def has(self, config: TrainConfig) -> bool:
-        """Whether this very run is there: name, seed and all settings."""
+        """Whether this very run is there: name, seed and all settings. One that a row lacks had its default."""
         wanted = _comparable(config_to_dict(config))
         return any(_comparable(row["settings"]) == wanted for row in self.rows())
 
@@ -58,4 +59,11 @@ class Results:
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     model = {name: value for name, value in settings["model"].items() if name not in _NOT_COMPARED}
-    return json.loads(json.dumps(settings | {"model": model}))
+    return json.loads(json.dumps(_defaults() | settings | {"model": model}))
+
+
+def _defaults() -> dict[str, Any]:
+    """What a run that was kept before a setting existed had in its stead."""
+    plain = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
+    made = {field.name: field.default_factory for field in fields(TrainConfig)}
+    return plain | {name: asdict(make()) for name, make in made.items() if make is not MISSING}

@@ -150,8 +150,10 @@ def table_size(rows: list[Row]) -> Section:
 
 def ladder(rows: list[Row]) -> Section:
     """Each rung beside the paper's, and what varies alone against the rung below."""
-    losses = {short_name(row): row["validation_loss"] for row in rows}
-    milliseconds = {short_name(row): row["seconds_per_step"] * 1e3 for row in rows}
+    runs = {short_name(same[0]): same for same in by_name(rows).values()}
+    losses = {name: mean_of(same, "validation_loss") for name, same in runs.items()}
+    spread = {name: with_spread([row["validation_loss"] for row in same]) for name, same in runs.items()}
+    milliseconds = {name: mean_of(same, "seconds_per_step") * 1e3 for name, same in runs.items()}
     rungs = [name for name in PAPER if name in losses]
     below = {above[:2]: losses[name] for name, above in pairwise(PAPER) if name in losses}
     paper_below = {above[:2]: PAPER[name] for name, above in pairwise(PAPER)}
@@ -162,7 +164,7 @@ def ladder(rows: list[Row]) -> Section:
     text = markdown_table(
         ["step", "validation loss", "the step gives", "in the paper", "ms a step"],
         [
-            [name, f"{losses[name]:.3f}", step(name, losses, below), step(name, PAPER, paper_below),
+            [name, spread[name], step(name, losses, below), step(name, PAPER, paper_below),
              f"{milliseconds[name]:.1f}"]
             for name in rungs
         ],
@@ -172,7 +174,7 @@ def ladder(rows: list[Row]) -> Section:
         text += "\n" + markdown_table(
             ["alone, on the rung below", "validation loss", "gives", "in the paper"],
             [
-                [name, f"{losses[name]:.3f}", step(name, losses, below), f"{PAPER_ALONE[name]:+.4f}".rstrip("0")]
+                [name, spread[name], step(name, losses, below), f"{PAPER_ALONE[name]:+.4f}".rstrip("0")]
                 for name in sorted(alone, key=list(PAPER_ALONE).index)
             ],
         )

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -87,6 +88,11 @@ def test_another_seed_or_setting_is_another_run(tiny_scale, tmp_path):
     assert results.has(config)
     assert not results.has(replace(config, seed=1))
     assert not results.has(replace(config, steps=5))
+    for row in (rows := results.rows()):
+        del row["settings"]["tensorboard"]
+    results.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert results.has(config), "a setting that did not exist then had its default"
+    assert not results.has(replace(config, tensorboard=True))
 
 
 def test_a_new_folder_begins_with_what_is_kept(tiny_scale, tmp_path):

@@ -81,8 +81,8 @@ def test_the_page_is_what_follows_from_the_kept_results():
     assert {path.name: path.read_text() for path in report.PLOTS.glob("*.svg")} == plots
 
 
-def test_no_results_are_said():
-    assert report.study(report.KEPT / "nowhere") == (report.NOTHING_KEPT, {})
+def test_no_results_are_said(tmp_path):
+    assert report.study(tmp_path) == (report.NOTHING_KEPT, {})
 
 
 def test_every_experiment_has_its_section_its_command_and_its_file(kept):
