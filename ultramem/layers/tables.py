@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ultramem import ops
+from ultramem.layers.stepped_lookup import RowStep, SteppedLookup
 
 
 def placement(
@@ -61,6 +62,7 @@ class Table(nn.Module):
         super().__init__()
         self.std = std
         self.sparse = sparse
+        self.row_step: RowStep | None = None  # set by `ultramem.optim.RowAdamW.step_in_backward`
         self.weight = nn.Parameter(torch.empty(num_rows, width, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -80,17 +82,11 @@ class Table(nn.Module):
         by_group: bool = True,
     ) -> Tensor:
         """Pools rows over all heads: slots ``(N, H, m)``, values ``(N, H, h, m)`` -> ``(N, E or 1, D_v)``."""
-        return ops.lookup(
-            self.weight,
-            slots.flatten(1),
-            values.transpose(1, 2).flatten(2),
-            num_keys=num_keys,
-            expansion=expansion,
-            seed=seed,
-            first_row=first_row,
-            by_group=by_group,
-            sparse=self.sparse,
-        )
+        slots, weights = slots.flatten(1), values.transpose(1, 2).flatten(2)
+        placement = ops.Placement(num_keys, expansion, seed, first_row)
+        if self.row_step is not None and torch.is_grad_enabled():
+            return SteppedLookup.apply(self.weight, slots, weights, placement, by_group, self.row_step)
+        return ops.lookup(self.weight, slots, weights, **placement._asdict(), by_group=by_group, sparse=self.sparse)
 
     def dot(
         self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
