@@ -2,6 +2,7 @@ import json
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,7 @@ from tests.conftest import tiny
 from ultramem import report
 from ultramem.compare import Mean, compare, compute_warnings
 from ultramem.recipes.registry import with_model
+from ultramem.train.summary import read_summary
 from ultramem.train.trainer import Trainer
 
 
@@ -40,6 +42,7 @@ def test_every_recipe_is_trained_with_every_seed(comparison, rivals):
         assert [run.seed for run in recipe.runs] == [0, 1]
         for run in recipe.runs:
             assert [point.tokens for point in run.validation] == [2 * rival.tokens_per_step, 4 * rival.tokens_per_step]
+            assert run.peak_memory_bytes == read_summary(Path(run.folder) / "summary.json")["peak_memory_bytes"] > 0
             assert [point.tokens for point in run.training] == [step * rival.tokens_per_step for step in (1, 2, 3, 4)]
         assert recipe.runs[0].validation != recipe.runs[1].validation
 

@@ -17,6 +17,7 @@ from ultramem.train.config import TrainConfig
 from ultramem.train.config_json import config_to_dict, load_config
 from ultramem.train.journal import read_journal
 from ultramem.train.run_folder import read_starts
+from ultramem.train.summary import read_summary
 from ultramem.train.trainer import train
 
 FLOPS_TOLERANCE = 0.05
@@ -34,7 +35,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe trained with one seed."""
+    """One recipe trained with one seed. `peak_memory_bytes` is the process's: runs before this one may have had it."""
 
     seed: int
     folder: str
@@ -43,6 +44,7 @@ class Run:
     bits_per_byte: float
     seconds_per_step: float
     tokens_per_second: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def read_run(folder: Path) -> Run:
         bits_per_byte=[line["bits_per_byte"] for line in journal if "bits_per_byte" in line][-1],
         seconds_per_step=config.tokens_per_step / tokens_per_second,
         tokens_per_second=tokens_per_second,
+        peak_memory_bytes=read_summary(folder / "summary.json")["peak_memory_bytes"],
     )
 
 

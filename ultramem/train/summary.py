@@ -58,7 +58,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged.
     """
-    return read_record(path, {"name": str, "status": str, "step": int}, WRITTEN_ANEW)
+    return read_record(path, {"name": str, "status": str, "step": int, "peak_memory_bytes": int}, WRITTEN_ANEW)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:
