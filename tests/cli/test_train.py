@@ -1,8 +1,11 @@
 import json
+import signal
+from pkgutil import resolve_name
 
 import pytest
 
 from ultramem.cli import main
+from ultramem.train.journal import read_journal
 
 
 @pytest.fixture
@@ -37,3 +40,35 @@ def test_another_models_folder_is_left_alone(command, capsys):
 def test_a_stopped_run_is_not_a_success(command, monkeypatch):
     monkeypatch.setattr("ultramem.cli.train.train", lambda *args, **options: {"status": "stopped at step 2"})
     assert main(command[1]) == 130
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "ultramem.train.checkpoint_files.write_folder",  # before anything is written
+        "ultramem.train.checkpoint_pieces.PiecewiseSavePlanner.resolve_data",  # between two tensors
+        "ultramem.train.checkpoint_files.sync_folder",  # once the checkpoint has its name
+    ],
+)
+def test_a_second_ctrl_c_while_a_checkpoint_is_written_is_quiet_and_damages_nothing(
+    command, monkeypatch, capfd, moment
+):
+    out, arguments = command
+    arguments += ["--checkpoint-every-steps", "2"]
+    real = resolve_name(moment)
+
+    def pressed(*values, **named):
+        if (out / "checkpoints" / "step-00000002").exists():
+            signal.raise_signal(signal.SIGINT)  # asks
+            signal.raise_signal(signal.SIGINT)  # acts at once
+        return real(*values, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(moment, pressed)
+        assert main(arguments) == 130
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert "Error" not in said
+    assert main(arguments) == 0
+    assert [line["step"] for line in read_journal(out / "metrics.jsonl") if "loss" in line] == [1, 2, 3, 4]
+    assert not list(out.rglob("*.tmp"))
