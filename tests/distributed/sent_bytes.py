@@ -1,0 +1,39 @@
+"""Counts the bytes that this process sends in collectives."""
+
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class SentBytes(TorchDispatchMode):
+    """Bytes sent to other processes by the collectives of a block, as rings send them."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, name = function.name().split("::")
+        if namespace in ("c10d", "_c10d_functional"):
+            self.total += sent(name.split(".")[0], args)
+        return function(*args, **(kwargs or {}))
+
+
+def sent(name, args):
+    if name in ("wait_tensor", "_wrap_tensor_autograd"):
+        return 0
+    if name == "all_to_all_single":  # input, lengths to receive, lengths to send, group
+        tensor, _, lengths, group = args
+        group = dist.distributed_c10d._resolve_process_group(group)
+        return tensor.nbytes * (1 - lengths[group.rank()] / sum(lengths)) if tensor.nbytes else 0
+    if name == "_allgather_base_":  # output, input, group
+        return args[1].nbytes * (size_of(args[2]) - 1)
+    if name == "_reduce_scatter_base_":
+        return args[0].nbytes * (size_of(args[2]) - 1)
+    if name == "allreduce_":  # tensors, group
+        size = size_of(args[1])
+        return sum(2 * tensor.nbytes * (size - 1) / size for tensor in args[0])
+    raise AssertionError(f"what does {name} send?")
+
+
+def size_of(group):
+    return dist.ProcessGroup.unbox(group).size()
