@@ -36,8 +36,9 @@ check: install ## format, lint, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install ## measure the reference operations on this CPU
+bench: install ## measure the reference operations and the demo's recipes on this CPU
 	$(BIN)/python -m benchmarks.cpu
+	$(BIN)/python -m benchmarks.cpu_training
 
 bench-gpu: install ## measure the kernels on this GPU
 	$(BIN)/python -m benchmarks.ops.retrieval
