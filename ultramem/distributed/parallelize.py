@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -14,7 +13,7 @@ from ultramem.distributed.tables import Style, shard_tables, sharded_tables
 
 def parallelize(
     model: Any, mesh: Mesh | None, *, table_style: Style, activation_checkpointing: bool, compile: bool
-) -> nn.Module:
+) -> None:
     """Make a model ready for training; of what this process does not hold, nothing stays.
 
     Args:
@@ -22,23 +21,20 @@ def parallelize(
         mesh: how the processes are arranged; None: this is the only one.
         table_style: how tables are divided among the processes of the table axis.
         activation_checkpointing: see `checkpoint_activations`.
-        compile: by `torch.compile`: the whole model, or with several processes its blocks, between which they talk.
-
-    Returns:
-        What computes a training step's forward pass: the model, or its compiled form.
+        compile: by `torch.compile`: all but the loss, with our operations opaque; with several processes block by
+            block, for they talk in between.
     """
     if mesh is not None:
         shard_tables(model, mesh.tables, table_style)
     if activation_checkpointing:
         checkpoint_activations(model)
     if compile and mesh is None:
-        return torch.compile(model)  # type: ignore[return-value]
-    if compile:
+        model.model.compile()
+    elif compile:
         for block in model.model.layers:
             block.compile()
     if mesh is not None:
         shard_trunk(model, mesh.trunk)
-    return model
 
 
 def shard_trunk(model: Any, mesh: DeviceMesh) -> None:

@@ -133,7 +133,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     compile: bool = False
-    """Run the training step's forward and backward through `torch.compile`."""
+    """Run the model, forward and backward, through `torch.compile`: all but the loss."""
     evaluate_every_steps: int = 250
     """Steps between two validations; the last step is always validated."""
     evaluate_batches: int = 16

@@ -146,7 +146,7 @@ class Trainer:
             if isinstance(module, Table):
                 module.sparse = config.optimizer.lazy_tables
         layout = config.parallel
-        self.forward = parallelize(
+        parallelize(
             self.model,
             run_mesh(
                 device.type,
@@ -215,7 +215,7 @@ class Trainer:
             micro_batch = micro_batch.to(self.device, non_blocking=True)
             share = len(micro_batch) / len(windows)
             with self._autocast():
-                output = self.forward(input_ids=micro_batch, labels=micro_batch, use_cache=False)
+                output = self.model(input_ids=micro_batch, labels=micro_batch, use_cache=False)
             (output.loss * share).backward()
             losses += share * torch.stack([output.loss, output.cross_entropy, output.auxiliary_loss]).detach()
         losses = sum_over_ranks(losses) / self.num_ranks
