@@ -39,6 +39,16 @@ def test_generate_uses_a_graph_unless_told_to_compile(build, monkeypatch):
     assert model.get_compiled_call(CompileConfig())["mode"] == "reduce-overhead"
 
 
+@pytest.mark.slow
+def test_a_compiled_step_is_one_graph_and_chooses_the_same_tokens(build, tokens):
+    model = build("ultramem")
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    compiling = CompileConfig(mode=None, fullgraph=True, backend="aot_eager")
+    compiling._compile_all_devices = True  # else a CPU is left out
+    compiled = model.generate(tokens, **settings, cache_implementation="static", compile_config=compiling)
+    assert compiled.equal(model.generate(tokens, **settings))
+
+
 @pytest.fixture
 def on_gpu(build):
     if not torch.cuda.is_available():

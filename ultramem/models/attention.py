@@ -9,6 +9,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
 
+# What a kernel asks of the module that calls it, where heads are passed as tokens; a compiler cannot trace its making.
+_HEADS_AS_TOKENS = SimpleNamespace(is_causal=False)
+
 
 class Attention(nn.Module):
     """Self-attention of one block; parameter names and arithmetic are Llama's.
@@ -80,7 +83,7 @@ class Attention(nn.Module):
         if grouped:  # the heads of a group are to their keys as so many tokens: no key is copied for every head
             query = query.reshape(batch, -1, self.num_key_value_groups, self.head_dim)
         attended, _ = attend(
-            SimpleNamespace(is_causal=False) if grouped else self,
+            _HEADS_AS_TOKENS if grouped else self,
             query,
             key,
             value,
