@@ -187,10 +187,38 @@ def test_info_of_recipes(capsys):
         assert words in output
 
 
+def test_info_of_many_processes(capsys):
+    code, output, _ = run(capsys, "info", "ultramem-1.6b-x12", "--world", "64")
+    assert code == 0
+    for words in (
+        "each of 64 processes",
+        "tables (columns)",
+        "4.578 GiB",
+        "32 sequences of 2,048 tokens",
+        "sends a step",
+    ):
+        assert words in " ".join(output.split())
+    _, slower, _ = run(capsys, "info", "ultramem-1.6b-x12", "--world", "64", "--network-bandwidth", "25")
+    assert slower != output
+
+
+def test_info_of_impossible_processes_is_one_line(capsys):
+    for flags, words in (
+        (["--world", "3"], ["batch_size is 2048", "3 processes"]),
+        (["--world", "0"], ["--world is 0"]),
+        (["--world", "8", "--node-bandwidth", "0"], ["node_bandwidth is 0"]),
+    ):
+        code, _, errors = run(capsys, "info", "ultramem-1.6b-x12", *flags)
+        assert_one_line(code, errors, *words)
+
+
 def test_info_of_a_run(capsys, trained):
     code, output, _ = run(capsys, "info", trained, "--context", "16")
     assert code == 0
     assert "context of 16 tokens" in output
+    code, output, _ = run(capsys, "info", trained, "--world", "2")
+    assert code == 0
+    assert "each of 2 processes" in output
 
 
 def test_compare_reports(capsys, prepared, tmp_path, tiny_settings):

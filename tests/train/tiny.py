@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 
 from ultramem.data.header import TOKENIZER_FILE, Header, Shard, Split, sha256_of
 from ultramem.models.configuration_ultramem import UltraMemConfig
-from ultramem.train.config import OptimizerConfig, TrainConfig
+from ultramem.train.config import OptimizerConfig, ParallelConfig, TrainConfig
 from ultramem.train.journal import read_journal
 
 VOCABULARY = 64
@@ -71,6 +71,7 @@ def tiny_config(**changes):
         name="tiny",
         model=model,
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=4),
+        parallel=ParallelConfig(tables="columns"),
         steps=20,
         batch_size=4,
         micro_batch_size=3,

@@ -8,9 +8,12 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from ultramem import accounting, recipes
+from ultramem.distributed.communication import Links
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.plots import short_number
-from ultramem.train.config_json import load_model_config
+from ultramem.train.config import TrainConfig
+from ultramem.train.config_json import load_config, load_model_config
+from ultramem.train.layout import share_of
 
 
 def command(
@@ -18,24 +21,42 @@ def command(
     /,
     *,
     context: int | None = None,
+    world: int | None = None,
+    gpus_per_node: int = 8,
+    node_bandwidth: float = 450.0,
+    network_bandwidth: float = 50.0,
 ) -> None:
     """Show what a recipe costs, or list all recipes. Nothing is allocated, whatever the size.
 
-    ultramem info ultramem-1.6b-x12
+    ultramem info ultramem-1.6b-x12 --world 64
 
     Args:
         recipe: Name of a recipe, or folder of a run; without it all recipes are listed.
         context: Tokens of context for attention and its cache; the model's whole context if not given.
+        world: Show what each of so many processes holds and sends in a training step.
+        gpus_per_node: Processes of a node.
+        node_bandwidth: What a GPU sends to the others of its node, in GB/s.
+        network_bandwidth: What a GPU sends to other nodes, in GB/s.
     """
     if recipe is None:
         Console().print(list_recipes())
         return
     is_folder = (Path(recipe) / "config.json").exists()
     config = load_model_config(Path(recipe)) if is_folder else recipes.get(recipe).model
+    links = Links(
+        gpus_per_node=gpus_per_node, node_bandwidth=node_bandwidth * 1e9, network_bandwidth=network_bandwidth * 1e9
+    )
     context = config.max_position_embeddings if context is None else context
     if context < 1:
         raise ValueError(f"--context is {context}: give the number of tokens, 1 or more")
-    Console().print(describe(recipe, config, context))
+    console = Console()
+    if world is None:
+        console.print(describe(recipe, config, context))
+        return
+    if world < 1:
+        raise ValueError(f"--world is {world}: give the number of processes, 1 or more")
+    run = load_config(Path(recipe) / "run.json") if is_folder else recipes.get(recipe)
+    console.print(describe(recipe, config, context), describe_share(run, world, links))
 
 
 def list_recipes() -> Table:
@@ -74,6 +95,24 @@ def describe(name: str, config: UltraMemConfig, context: int) -> Group:
     ):
         costs.add_row(name, short_bytes(count), remark)
     return Group(parameters, costs)
+
+
+def describe_share(run: TrainConfig, world: int, links: Links) -> Table:
+    """Build the table of what each of several processes holds and sends."""
+    share = share_of(run, world)
+    table = Table(f"each of {world} processes", "divided among", "holds", "sends a step", "in about")
+    sides = (
+        (f"tables ({share.tables})", share.table_shards, share.table_bytes, share.table_traffic),
+        ("all but the tables", share.trunk_shards, share.trunk_bytes, share.trunk_traffic),
+    )
+    for name, shards, held, traffic in sides:
+        sent, seconds = sum(part.num_bytes for part in traffic), sum(map(links.seconds, traffic))
+        table.add_row(name, f"{shards}", short_bytes(held), short_bytes(round(sent)), f"{seconds:.3g} s")
+    table.caption = (
+        f"{run.batch_size // world} sequences of {run.sequence_length:,} tokens each; weights, gradients and AdamW in "
+        "fp32, activations on top; links alone, without latency (docs/parallelism.md)"
+    )
+    return table
 
 
 def short_bytes(count: int) -> str:

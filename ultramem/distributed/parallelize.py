@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import Shard
 
 from ultramem.distributed.activation_checkpoint import checkpoint_activations
 from ultramem.distributed.mesh import Mesh
@@ -46,11 +47,26 @@ def shard_trunk(model: Any, mesh: DeviceMesh) -> None:
     """
     tables = {table.weight for table in sharded_tables(model)}
     decoder = model.model
-    options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": mesh["shard"].size() > 1}
+    num_shards = mesh["shard"].size()
+    options: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": lambda weight: even_shard(weight, num_shards)}
     for module in (*decoder.layers, *decoder.memory_layers):
-        fully_shard(module, **options)
+        fully_shard(module, reshard_after_forward=num_shards > 1, **options)
     # The embedding is used first and the output layer last: both stay gathered in between.
-    fully_shard(model, mesh=mesh, reshard_after_forward=False, ignored_params=tables)
+    fully_shard(model, reshard_after_forward=False, ignored_params=tables, **options)
+
+
+def even_shard(weight: Tensor, num_shards: int) -> Shard:
+    """Choose the first dimension that divides into equal parts, else the first of all.
+
+    The keys of a memory have one head or two in their first dimension: by it most processes would hold nothing, and all
+    would send the padding of what they do not hold.
+
+    Example:
+        >>> even_shard(torch.empty(2, 2, 24, 2, 50), num_shards=8)
+        Shard(dim=2)
+    """
+    even = (dim for dim, length in enumerate(weight.shape) if length % num_shards == 0)
+    return Shard(next(even, 0))
 
 
 def begin_micro_batch(model: nn.Module, *, last: bool) -> None:

@@ -88,8 +88,9 @@ class OptimizerConfig:
 class ParallelConfig:
     """What each of several processes holds; a single one holds all."""
 
-    tables: Literal["rows", "columns", "replicate"] = "columns"
-    """How memory tables are divided among processes; `replicate`: each has them whole."""
+    tables: Literal["auto", "rows", "columns", "replicate"] = "auto"
+    """How memory tables are divided among processes; `replicate`: each has them whole; `auto`: so that the fewest bytes
+    are sent, and whole only where they are small."""
     table_shards: int | None = None
     """Processes among which a table is divided; none: all."""
     trunk: Literal["shard", "replicate"] = "shard"
@@ -98,7 +99,7 @@ class ParallelConfig:
     """Processes among which the trunk is divided; none: all."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("tables", ("rows", "columns", "replicate")), ("trunk", ("shard", "replicate"))):
+        for name, choices in (("tables", ("auto", "rows", "columns", "replicate")), ("trunk", ("shard", "replicate"))):
             value = getattr(self, name)
             _require(value in choices, f"parallel.{name}", value, f"choose from {', '.join(choices)}")
         for name in ("table_shards", "trunk_shards"):

@@ -33,6 +33,7 @@ from ultramem.train.device import choose_device
 from ultramem.train.display import show_summary
 from ultramem.train.interruption import StopRequest
 from ultramem.train.journal import read_journal
+from ultramem.train.layout import choose_tables
 from ultramem.train.logbook import Logbook
 from ultramem.train.metrics import validate
 from ultramem.train.run_folder import RunFolder, open_run
@@ -145,15 +146,15 @@ class Trainer:
         for module in self.model.modules():
             if isinstance(module, Table):
                 module.sparse = config.optimizer.lazy_tables
-        layout = config.parallel
+        layout, table_style = config.parallel, choose_tables(config, self.num_ranks)
         parallelize(
             self.model,
             run_mesh(
                 device.type,
                 trunk_shards=layout.trunk_shards if layout.trunk == "shard" else 1,
-                table_shards=layout.table_shards if layout.tables != "replicate" else 1,
+                table_shards=layout.table_shards if table_style != "replicate" else 1,
             ),
-            table_style="columns" if layout.tables == "columns" else "rows",
+            table_style="columns" if table_style == "columns" else "rows",
             activation_checkpointing=config.activation_checkpointing,
             compile=config.compile,
         )
