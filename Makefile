@@ -25,7 +25,7 @@ demo: install ## prepare the bundled text, train UltraMem and its rivals, compar
 	@echo "The report: $(DEMO)/report.html"
 
 test: install ## run the tests (CPU)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu" -n auto --dist loadfile
 
 test-gpu: install ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

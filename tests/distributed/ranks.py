@@ -46,7 +46,7 @@ class Rank:
         self.process.start()
         writer.close()
 
-    def outcome(self, seconds: float = 100) -> tuple[Any, str | None]:
+    def outcome(self, seconds: float = 280) -> tuple[Any, str | None]:
         """What the function returned and, where it raised or was killed, how; waits for the end of the process."""
         try:
             result, error = self._reader.recv() if self._reader.poll(seconds) else (None, "no answer in time")
