@@ -34,3 +34,6 @@ def test_the_summary_is_a_table_of_its_numbers(monkeypatch):
     show_summary({"name": "tiny", "status": "finished", "tokens": 12345, "best_validation_loss": 2.5, "seconds": None})
     for part in ("tiny: finished", "tokens", "12,345", "best validation loss", "2.5000"):
         assert part in output.getvalue()
+    assert "goes on" not in output.getvalue()
+    show_summary({"name": "tiny", "status": "stopped at step 3"})
+    assert "The same command goes on from here." in output.getvalue()

@@ -179,7 +179,10 @@ class TrainConfig:
         )
         warmup_steps = self.optimizer.warmup_steps or 0
         _require(
-            warmup_steps <= self.steps, "optimizer.warmup_steps", warmup_steps, f"the run has only {self.steps} steps"
+            warmup_steps <= self.steps,
+            "optimizer.warmup_steps",
+            warmup_steps,
+            f"the run has only {self.steps} steps; lower it too",
         )
         schedule = self.optimizer.learning_rate_schedule(self.steps)
         if isinstance(schedule, WarmupStableDecay):

@@ -74,7 +74,10 @@ def show_summary(summary: dict[str, Any]) -> None:
     table = Table(title=f"{summary['name']}: {summary['status']}", show_header=False)
     for name, value in _scalars(summary):
         table.add_row(name.replace("_", " "), f"{value:,.4f}" if isinstance(value, float) else f"{value:,}")
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.print(table)
+    if summary["status"] != "finished":
+        console.print("The same command goes on from here.", highlight=False)
 
 
 def show_note(text: str) -> None:
