@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints-cpu.txt)
 DEMO := runs/demo
 
-.PHONY: help install demo test test-gpu check bench bench-gpu clean
+.PHONY: help install demo test test-slow test-gpu check bench bench-gpu clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,8 +24,11 @@ demo: install ## prepare the bundled text, train UltraMem and its rivals, compar
 	$(BIN)/ultramem generate $(DEMO)/cpu-ultramem-seed0 --prompt "My fellow citizens," --max-new-tokens 60 --seed 0
 	@echo "The report: $(DEMO)/report.html"
 
-test: install ## run the tests (CPU)
-	$(BIN)/python -m pytest -m "not gpu" -n auto --dist loadfile
+test: install ## run the tests (CPU), but for the slow ones
+	$(BIN)/python -m pytest -m "not gpu and not slow" -n auto --dist loadfile
+
+test-slow: install ## run the slow tests (CPU): many processes, kills, compilation
+	$(BIN)/python -m pytest -m "slow and not gpu" -n auto --dist loadfile
 
 test-gpu: install ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
