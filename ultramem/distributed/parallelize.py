@@ -10,6 +10,7 @@ from torch.distributed.tensor import Shard
 from ultramem.distributed.activation_checkpoint import checkpoint_activations
 from ultramem.distributed.mesh import Mesh
 from ultramem.distributed.tables import Style, shard_tables, sharded_tables
+from ultramem.layers.retrieval import TuckerRetrieval
 
 
 def parallelize(
@@ -53,6 +54,9 @@ def shard_trunk(model: Any, mesh: DeviceMesh) -> None:
         fully_shard(module, reshard_after_forward=num_shards > 1, **options)
     # The embedding is used first and the output layer last: both stay gathered in between.
     fully_shard(model, reshard_after_forward=False, ignored_params=tables, **options)
+    for module in model.modules():
+        if isinstance(module, TuckerRetrieval):
+            module.refresh()  # known by shards from now on: every pass gathers a copy, which would seem new to it
 
 
 def even_shard(weight: Tensor, num_shards: int) -> Shard:
