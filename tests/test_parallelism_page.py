@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from benchmarks import communication
-from ultramem.distributed.communication import Links
+from ultramem.distributed.communication import Links, pools_at_owners, sent_by_fetched_rows, sent_by_pooled_rows
+from ultramem.train.layout import unit_reads
 
 
 def test_the_tables_are_those_of_the_model():
@@ -43,3 +44,10 @@ def test_the_page_says_who_wins(num_gpus):
     (winner,) = [line for line in narrow.splitlines() if line.startswith(f"| {num_gpus} |") and "fastest" in line]
     assert {8: "| columns |", 64: "| columns in a node", 512: "| rows |"}[num_gpus] in winner
     assert "replicate" not in "".join(line for line in part.splitlines() if "fastest" in line)
+
+
+def test_the_page_says_where_rows_are_pooled():
+    for config in communication.sizes().values():
+        (read,) = unit_reads(config.model, config.micro_batch_size * config.sequence_length)
+        assert sum(sent_by_pooled_rows(read, 8)) < sum(sent_by_fetched_rows(read, 8)) / 2
+        assert not pools_at_owners(read, 512)

@@ -9,14 +9,16 @@ from torch import nn
 
 from tests.distributed.ranks import run_ranks
 from tests.distributed.sent_bytes import SentBytes
+from tests.distributed.test_tables import rows_that_are
 from ultramem.distributed.communication import (
     Links,
     Passes,
     Read,
     Traffic,
     sent_by_columns,
+    sent_by_fetched_rows,
+    sent_by_pooled_rows,
     sent_by_replicas,
-    sent_by_rows,
     sent_by_trunk,
 )
 from ultramem.distributed.mesh import make_mesh
@@ -54,7 +56,7 @@ def read_of(size, pooled):
 
 
 def measure(model, size, pooled):
-    """Bytes sent by a forward, a backward pass and the end of a step; different rows read, and how many of others."""
+    """Bytes sent by a forward, a backward pass and the end of a step; and the rows ``(N, K)`` and groups read."""
     num_tokens, heads, slots_a_head, num_rows, expansion, cores, width, _ = size
     table = model["table"]
     generator = torch.Generator().manual_seed(dist.get_rank())
@@ -73,33 +75,55 @@ def measure(model, size, pooled):
         output.sum().backward()
     with SentBytes() as end:
         finish_table_gradients(model)
-    rows = physical_rows(slots.flatten(1), num_keys, expansion, 3, 5, table.weight.shape[0])[0].unique()
-    mine = (rows >= table.first) & (rows < table.first + table.sizes[table.axis.get_local_rank()])
-    return Passes(forward.total, backward.total), end.total, len(rows), int((~mine).sum())
+    rows, groups = physical_rows(slots.flatten(1), num_keys, expansion, 3, 5, table.weight.shape[0])
+    return Passes(forward.total, backward.total), end.total, rows, groups
 
 
 def check_columns(size, pooled):
     num_shards, rank = dist.get_world_size(), dist.get_rank()
-    measured, _, _, _ = measure(make_table(size, num_shards, "columns", False), size, pooled)
+    measured, *_ = measure(make_table(size, num_shards, "columns", False), size, pooled)
     assert measured == pytest.approx(sent_by_columns(read_of(size, pooled), num_shards, rank))
 
 
-def check_rows(size, pooled):
-    """A process sends what others ask of it, so the sums over all processes are compared."""
-    num_shards = dist.get_world_size()
-    measured, _, _, fetched = measure(make_table(size, num_shards, "rows", False), size, pooled)
-    expected = sent_by_rows(read_of(size, pooled), num_shards, fetched)
+def check_sums(measured, expected):
+    """By rows a process sends what others ask of it, so the sums over all processes are compared."""
     both = torch.tensor([measured, expected], dtype=torch.float64)
     dist.all_reduce(both)
     torch.testing.assert_close(both[0], both[1])
 
 
+def check_fetched_rows(size, pooled):
+    num_shards = dist.get_world_size()
+    model = make_table(size, num_shards, "rows", False)
+    with rows_that_are(pooled=False):
+        measured, _, rows, _ = measure(model, size, pooled)
+    fetched = int(of_others(model["table"], rows.unique()).sum())
+    check_sums(measured, sent_by_fetched_rows(read_of(size, pooled), num_shards, fetched))
+
+
+def check_pooled_rows(size, pooled):
+    num_shards = dist.get_world_size()
+    model = make_table(size, num_shards, "rows", False)
+    with rows_that_are(pooled=True):
+        measured, _, rows, groups = measure(model, size, pooled)
+    others = of_others(model["table"], rows)
+    owners = rows // model["table"].sizes[0]
+    tokens = torch.arange(len(rows))[:, None].expand_as(rows)
+    bags = torch.stack([tokens, owners, groups if pooled else groups * 0])[:, others].unique(dim=1).shape[1]
+    check_sums(measured, sent_by_pooled_rows(read_of(size, pooled), num_shards, int(others.sum()), bags))
+
+
+def of_others(table, rows):
+    """Which of the rows are on other processes."""
+    return rows // table.sizes[0] != table.axis.get_local_rank()
+
+
 def check_replicas(size, sparse):
     num_replicas = dist.get_world_size()
     model = make_table(size, 1, "rows", sparse)
-    passes, end, touched, _ = measure(model, size, True)
+    passes, end, rows, _ = measure(model, size, True)
     assert passes == (0, 0)
-    most = torch.tensor(touched)
+    most = torch.tensor(len(rows.unique()))
     dist.all_reduce(most, dist.ReduceOp.MAX)
     num_rows = size[3] + size[7]
     assert end == pytest.approx(sent_by_replicas(int(most), num_rows, size[6], num_replicas, sparse=sparse))
@@ -126,7 +150,8 @@ def check_all():
     for size in SIZES:
         for pooled in (True, False):
             check_columns(size, pooled)
-            check_rows(size, pooled)
+            check_fetched_rows(size, pooled)
+            check_pooled_rows(size, pooled)
     ways = {check_replicas(size, sparse) for size in [*SIZES, (1, 1, 2, 400, 1, 1, 8, 0)] for sparse in (True, False)}
     assert ways == {True, False}  # touched rows where they are few, all rows where they are many
     check_trunk()
@@ -144,6 +169,18 @@ def test_different_rows_are_as_many_as_expected():
     assert abs(counts.mean().item() - read.distinct_rows()) < 4 * (read.distinct_rows() / 50) ** 0.5
 
 
+def test_sums_are_as_many_as_expected():
+    num_shards, read = 4, Read(num_tokens=500, num_slots=12, num_rows=2500, width=8, num_pooled=4)
+    counts = []
+    for _ in range(50):
+        rows, groups = torch.randint(2500, (500, 12)), torch.randint(4, (500, 12))
+        bags = torch.arange(500)[:, None] * 16 + rows // 625 * 4 + groups
+        counts.append(len(bags[rows >= 625].unique()))
+    asked = 16 * 3 + 500 * 12 * 3 / 4 * 8
+    expected = (sent_by_pooled_rows(read, num_shards).forward - asked) / (4 + 4 * 8)
+    assert abs(torch.tensor(counts, dtype=torch.float64).mean().item() - expected) < 4 * (expected / 50) ** 0.5
+
+
 def test_the_published_formulas_without_backward_without_groups_of_one_core():
     """Appendix of UltraMem: columns 4 T m (P-1) + 4 T m (P-1) + 4 T D_v (P-1)/P bytes of fp32; all rows distinct."""
     num_shards, tokens, slots, width = 8, 64, 42, 512
@@ -151,7 +188,7 @@ def test_the_published_formulas_without_backward_without_groups_of_one_core():
     columns = 8 * tokens * slots * 7 + 4 * tokens * width * 7 / 8
     assert sent_by_columns(read, num_shards).forward == columns
     rows = (4 + 4 * width) * tokens * slots * 7 / 8
-    assert sent_by_rows(read, num_shards).forward == pytest.approx(rows, rel=1e-4)
+    assert sent_by_fetched_rows(read, num_shards).forward == pytest.approx(rows, rel=1e-4)
 
 
 def test_links():

@@ -96,7 +96,7 @@ def test_every_member_of_the_family_sends_what_its_configuration_says(num_proces
         ("ultramem-1.6b-x12", {"table_shards": 8}, 2048, "columns"),
     ],
 )
-def test_tables_are_divided_as_told_or_where_the_fewest_bytes_are_sent(recipe, parallel, num_processes, style):
+def test_tables_are_divided_as_told_or_as_sends_the_fastest(recipe, parallel, num_processes, style):
     config = replace(recipes.get(recipe), parallel=ParallelConfig(**parallel))
     assert choose_tables(config, num_processes) == style
 
@@ -106,16 +106,15 @@ def test_small_tables_that_are_read_often_are_replicated():
     assert choose_tables(config, 2) == "replicate"
 
 
-def test_the_fewest_bytes_are_those_of_the_choice():
+def test_the_least_time_is_that_of_the_choice():
     config = recipes.get("ultramem-1.6b-x12")
     for num_processes in (8, 64, 512):
-        sent = {
+        shares = {
             style: share_of(replace(config, parallel=ParallelConfig(tables=style)), num_processes)
-            .table_traffic[0]
-            .num_bytes
             for style in ("rows", "columns")
         }
-        assert choose_tables(config, num_processes) == min(sent, key=sent.get)
+        seconds = {style: share.seconds(Links()) for style, share in shares.items()}
+        assert choose_tables(config, num_processes) == min(seconds, key=seconds.get)
 
 
 def test_what_does_not_divide_is_named():

@@ -86,8 +86,27 @@ def sent_by_columns(read: Read, num_shards: int, shard: int = 0) -> Passes:
     return Passes(forward, sums * theirs + weights * cores[shard] * others)
 
 
-def sent_by_rows(read: Read, num_shards: int, fetched: float | None = None) -> Passes:
-    """A read of a table by rows: numbers of rows to their owners, rows back, and their gradients to the owners.
+def sent_by_rows(read: Read, num_shards: int) -> Passes:
+    """A read of a table by rows, in the way that sends less."""
+    return (sent_by_pooled_rows if pools_at_owners(read, num_shards) else sent_by_fetched_rows)(read, num_shards)
+
+
+def pools_at_owners(read: Read, num_shards: int) -> bool:
+    """Whether sums of rows are expected to be fewer bytes than the rows: the rule by which `rows` chooses.
+
+    All rows are taken to be as likely. Sums win where a token finds several rows at one process, rows where there are
+    many processes or where tokens share rows.
+
+    Example:
+        >>> read = Read(num_tokens=16384, num_slots=84, num_rows=3_240_000, width=1024, num_cores=2, num_pooled=4)
+        >>> [pools_at_owners(read, num_shards) for num_shards in (8, 16, 64)]
+        [True, True, False]
+    """
+    return sum(sent_by_pooled_rows(read, num_shards)) < sum(sent_by_fetched_rows(read, num_shards))
+
+
+def sent_by_fetched_rows(read: Read, num_shards: int, fetched: float | None = None) -> Passes:
+    """Numbers of rows to their owners, rows back, and their gradients to the owners.
 
     Args:
         read: of every process alike.
@@ -95,7 +114,7 @@ def sent_by_rows(read: Read, num_shards: int, fetched: float | None = None) -> P
         fetched: different rows that a process reads and others own; as many as are expected if not given.
 
     Example:
-        >>> sent_by_rows(Read(num_tokens=10, num_slots=8, num_rows=100, width=32), num_shards=2, fetched=25)
+        >>> sent_by_fetched_rows(Read(num_tokens=10, num_slots=8, num_rows=100, width=32), num_shards=2, fetched=25)
         Passes(forward=3308, backward=3200)
     """
     if fetched is None:
@@ -103,6 +122,33 @@ def sent_by_rows(read: Read, num_shards: int, fetched: float | None = None) -> P
     counts = 8 * (num_shards - 1)
     rows = fetched * read.width * NUMBER_BYTES
     return Passes(counts + fetched * read.index_bytes + rows, rows)
+
+
+def sent_by_pooled_rows(read: Read, num_shards: int, reads: float | None = None, bags: float | None = None) -> Passes:
+    """Numbers of rows and scores to the owners, sums back; the sums' gradients to the owners, the scores' back.
+
+    Args:
+        read: of every process alike. Where rows are multiplied with the token's input, that goes to the owners, and
+            products come back.
+        num_shards: P.
+        reads: of a process, of rows that others own; as many as are expected if not given.
+        bags: how many sums these make, one a token, group and owner; as many as are expected if not given.
+
+    Example:
+        >>> read = Read(num_tokens=10, num_slots=8, num_rows=100, width=32)
+        >>> sent_by_pooled_rows(read, num_shards=2, reads=40, bags=10)
+        Passes(forward=1656, backward=1440)
+    """
+    of_others = (num_shards - 1) / num_shards
+    if reads is None:
+        reads = read.num_tokens * read.num_slots * of_others
+    if bags is None:
+        bags = read.num_tokens * expected_distinct(read.num_slots, num_shards * (read.num_pooled or 1)) * of_others
+    asked = 16 * (num_shards - 1) + (reads + bags) * read.index_bytes
+    scores = reads * (read.num_cores if read.num_pooled else 1) * NUMBER_BYTES
+    sums = bags * read.width * NUMBER_BYTES
+    # The same numbers go forth and back for both: scores and sums, or products and inputs.
+    return Passes(asked + scores + sums, sums + scores)
 
 
 def sent_by_replicas(touched: float, num_rows: int, width: int, num_replicas: int, *, sparse: bool) -> float:

@@ -89,8 +89,8 @@ class ParallelConfig:
     """What each of several processes holds; a single one holds all."""
 
     tables: Literal["auto", "rows", "columns", "replicate"] = "auto"
-    """How memory tables are divided among processes; `replicate`: each has them whole; `auto`: so that the fewest bytes
-    are sent, and whole only where they are small."""
+    """How memory tables are divided among processes; `replicate`: each has them whole; `auto`: so that sending
+    takes the least time, and whole only where they are small."""
     table_shards: int | None = None
     """Processes among which a table is divided; none: all."""
     trunk: Literal["shard", "replicate"] = "shard"

@@ -75,7 +75,7 @@ def share_of(config: TrainConfig, num_processes: int) -> Share:
 
 
 def choose_tables(config: TrainConfig, num_processes: int) -> TableStyle:
-    """Divide tables as told or, with "auto", so that a process sends the fewest bytes for them.
+    """Divide tables as told or, with "auto", so that what is sent for them takes the least time by `Links`.
 
     Then tables of more than `REPLICA_BYTES` are not replicated; rows and columns must be enough for all.
 
@@ -90,7 +90,7 @@ def choose_tables(config: TrainConfig, num_processes: int) -> TableStyle:
         return "replicate"
     shards = config.parallel.table_shards or num_processes
     shares = [_share(config, num_processes, style) for style in _possible(config, shards)]
-    return min(shares, key=lambda share: sum(traffic.num_bytes for traffic in share.table_traffic)).tables
+    return min(shares, key=lambda share: sum(map(Links().seconds, share.table_traffic))).tables
 
 
 def _possible(config: TrainConfig, shards: int) -> list[TableStyle]:
@@ -166,7 +166,7 @@ def _table_traffic(config: TrainConfig, num_processes: int, style: TableStyle, n
     forwards = 2 if config.activation_checkpointing else 1
     exchanged = 0.0
     for sequences, times in _micro_batches(config, num_processes).items():
-        for read in _reads(model, sequences * config.sequence_length):
+        for read in unit_reads(model, sequences * config.sequence_length):
             if num_shards > 1:
                 sent = (sent_by_columns if style == "columns" else sent_by_rows)(read, num_shards)
                 exchanged += times * len(model.memory_units) * (forwards * sent.forward + sent.backward)
@@ -197,10 +197,10 @@ def _replica_traffic(config: TrainConfig, num_processes: int, style: TableStyle,
 
 def _widths(model: Any) -> list[int]:
     """Widths of a unit's tables: of what gates values, and of the values."""
-    return [read.width for read in _reads(model, num_tokens=1)]
+    return [read.width for read in unit_reads(model, num_tokens=1)]
 
 
-def _reads(model: Any, num_tokens: int) -> list[Read]:
+def unit_reads(model: Any, num_tokens: int) -> list[Read]:
     """What a memory unit reads in a forward pass: values, and before them what gates them."""
     placed = placement(model.memory_num_keys, expansion=model.memory_expansion, window=model.memory_window)
     separate_groups = model.memory != "ultramem_v2"
