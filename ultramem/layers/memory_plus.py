@@ -82,5 +82,5 @@ class MemoryPlusLayer(nn.Module):
             hidden_states=self.out_proj(pooled * F.silu(self.gate_proj(hidden_states))),
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
-            scores=values.detach().sum(dim=2).view(batch, length, *slots.shape[1:]),
+            values=values.detach().view(batch, length, *values.shape[1:]),
         )

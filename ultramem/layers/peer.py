@@ -112,5 +112,5 @@ class PEERLayer(nn.Module):
             hidden_states=output.view(batch, length, -1),
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
-            scores=scores.detach().view(batch, length, *slots.shape[1:]),
+            values=scores.detach().view(batch, length, *slots.shape[1:]).unsqueeze(-2),
         )

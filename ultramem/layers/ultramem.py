@@ -114,5 +114,5 @@ class UltraMemLayer(nn.Module):
             hidden_states=self.out_proj(pooled),
             auxiliary_loss=self.retrieval.auxiliary_loss(),
             slots=slots.view(batch, length, *slots.shape[1:]),
-            scores=values.detach().sum(dim=2).view(batch, length, *slots.shape[1:]),
+            values=values.detach().view(batch, length, *values.shape[1:]),
         )
