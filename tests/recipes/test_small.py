@@ -3,7 +3,7 @@ import pytest
 from ultramem import recipes
 from ultramem.accounting import count_active_parameters, count_flops, count_parameters
 
-FAMILIES = ("cpu", "gpu-25m", "gpu-100m")
+FAMILIES = ("cpu", "gpu-15m", "gpu-25m", "gpu-100m")
 RIVALS = ("dense", "moe", "moe-fine", "pkm", "memory-plus", "ultramem", "ultramem-v2", "peer")
 
 

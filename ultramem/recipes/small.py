@@ -135,6 +135,93 @@ def cpu_peer() -> TrainConfig:
     return _peer(_cpu(intermediate_size=408), "3:3", num_keys=220, key_size=32, num_heads=4)
 
 
+def _gpu_15m(intermediate_size: int) -> TrainConfig:
+    return TrainConfig(
+        name="gpu-15m",
+        model=UltraMemConfig(
+            vocab_size=32_000,
+            hidden_size=384,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=8,
+            num_attention_heads=6,
+            max_position_embeddings=1024,
+        ),
+        optimizer=OptimizerConfig(learning_rate=2e-3),
+        steps=2000,
+        batch_size=128,
+        micro_batch_size=32,
+        sequence_length=1024,
+        precision="bf16",
+        compile=True,
+    )
+
+
+@RECIPES.add("gpu-15m-dense")
+def gpu_15m_dense() -> TrainConfig:
+    """Dense transformer with 15M active parameters, for one GPU."""
+    return _gpu_15m(intermediate_size=1040)
+
+
+@RECIPES.add("gpu-15m-moe")
+def gpu_15m_moe() -> TrainConfig:
+    """Mixture of experts, 2 of 32 active, at the compute of gpu-15m-dense."""
+    return with_model(gpu_15m_dense(), ffn="moe", num_experts=32, moe_intermediate_size=520)
+
+
+@RECIPES.add("gpu-15m-moe-fine")
+def gpu_15m_moe_fine() -> TrainConfig:
+    """Mixture of fine-grained experts, 8 of 128 active, at the compute of gpu-15m-dense."""
+    return with_model(gpu_15m_dense(), ffn="moe", num_experts=128, num_experts_per_tok=8, moe_intermediate_size=128)
+
+
+@RECIPES.add("gpu-15m-pkm")
+def gpu_15m_pkm() -> TrainConfig:
+    """Product-key memory in its own form, one layer, at the compute of gpu-15m-dense."""
+    return with_model(
+        _gpu_15m(intermediate_size=792),
+        memory="pkm",
+        memory_units=["4:4"],
+        memory_num_keys=608,
+        memory_key_size=576,
+        memory_value_size=384,
+        memory_top_k=24,
+        memory_expansion=1,
+        memory_query_conv_size=0,
+    )
+
+
+@RECIPES.add("gpu-15m-ultramem")
+def gpu_15m_ultramem() -> TrainConfig:
+    """UltraMem, three layers and 156M parameters, at the compute of gpu-15m-dense."""
+    return with_model(
+        _gpu_15m(intermediate_size=792),
+        memory="ultramem",
+        memory_units=["1:3", "4:6", "6:8"],
+        memory_num_keys=496,
+        memory_key_size=96,
+        memory_value_size=192,
+        memory_top_k=24,
+    )
+
+
+@RECIPES.add("gpu-15m-memory-plus")
+def gpu_15m_memory_plus() -> TrainConfig:
+    """Memory+, three layers that share one table, at the compute of gpu-15m-dense."""
+    return _memory_plus(_gpu_15m(intermediate_size=816), ["2:2", "4:4", "6:6"], num_keys=608, key_size=96, top_k=24)
+
+
+@RECIPES.add("gpu-15m-ultramem-v2")
+def gpu_15m_ultramem_v2() -> TrainConfig:
+    """UltraMemV2, a memory in every block, at the compute of gpu-15m-dense."""
+    return every_block_ultramem_v2(_gpu_15m(intermediate_size=728), num_keys=304, width=96)
+
+
+@RECIPES.add("gpu-15m-peer")
+def gpu_15m_peer() -> TrainConfig:
+    """PEER, one layer of single-neuron experts, at the compute of gpu-15m-dense."""
+    return _peer(_gpu_15m(intermediate_size=896), "4:4", num_keys=432, key_size=96, num_heads=8)
+
+
 def _gpu_25m(intermediate_size: int) -> TrainConfig:
     return TrainConfig(
         name="gpu-25m",
