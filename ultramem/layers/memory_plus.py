@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ultramem.layers.memory import MemoryOutput
-from ultramem.layers.query import Query
+from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import ProductKeyRetrieval
 from ultramem.layers.tables import Table, placement
 
@@ -73,7 +73,7 @@ class MemoryPlusLayer(nn.Module):
         for projection in (self.gate_proj, self.out_proj):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
-    def forward(self, hidden_states: Tensor, table: Table, context: Tensor | None = None) -> MemoryOutput:
+    def forward(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryOutput:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         values, slots = self.retrieval(self.query(hidden_states, context))

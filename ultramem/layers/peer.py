@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ultramem.layers.memory import MemoryOutput
-from ultramem.layers.query import Query
+from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import ProductKeyRetrieval
 from ultramem.layers.tables import GatedTable, placement
 
@@ -97,7 +97,7 @@ class PEERLayer(nn.Module):
         self.query.reset_parameters()
         self.retrieval.reset_parameters()
 
-    def forward(self, hidden_states: Tensor, table: GatedTable, context: Tensor | None = None) -> MemoryOutput:
+    def forward(self, hidden_states: Tensor, table: GatedTable, context: Context = None) -> MemoryOutput:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         queries = self.query(hidden_states, context)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ultramem.layers.memory import MemoryOutput
-from ultramem.layers.query import Query
+from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import ProductKeyRetrieval
 from ultramem.layers.tables import Table, placement
 
@@ -89,7 +89,7 @@ class PKMLayer(nn.Module):
         if isinstance(self.out_proj, nn.Linear):
             nn.init.normal_(self.out_proj.weight, std=self.out_proj.in_features**-0.5)
 
-    def forward(self, hidden_states: Tensor, table: Table, context: Tensor | None = None) -> MemoryOutput:
+    def forward(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryOutput:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         values, slots = self.retrieval(self.query(hidden_states, context))

@@ -5,14 +5,28 @@ shared by the heads.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ultramem import ops
 from ultramem.layers.kept import Kept
 
 NORM_EPSILON = 1e-6
+
+
+class ConvState(NamedTuple):
+    """The context of the tokens that come next: a layer that reads it lets it hold the last inputs of both.
+
+    Only where gradients are disabled: a tensor is a context that stays as it is.
+    """
+
+    inputs: Tensor  # (B, at most kernel_size - 1, D), changed in place
+
+
+Context = Tensor | ConvState | None
 
 
 class CausalConv(nn.Module):
@@ -34,19 +48,12 @@ class CausalConv(nn.Module):
         bound = self.kernel_size**-0.5
         nn.init.uniform_(self.weight, -bound, bound)
 
-    def forward(self, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, context: Context = None) -> Tensor:
         """hidden_states ``(B, T, D)``, context ``(B, at most kernel_size - 1, D)`` before them -> ``(B, T, D)``."""
-        length, missing = hidden_states.shape[1], self.kernel_size - 1
-        if context is not None:
-            hidden_states = torch.cat([context, hidden_states], dim=1)
-            missing -= context.shape[1]
-        sequence = F.pad(hidden_states, (0, 0, missing, 0)) if missing else hidden_states
-        # Shifted products: a compiler fuses them, and PyTorch's own depthwise convolution is slow over long sequences.
-        taps = self.weight[:, 0].to(sequence.dtype).unbind(dim=1)
-        convolved = sequence[:, :length] * taps[0]
-        for shift, tap in enumerate(taps[1:], start=1):
-            convolved = torch.addcmul(convolved, sequence[:, shift : shift + length], tap)
-        return convolved
+        weight = self.weight[:, 0]
+        if isinstance(context, ConvState):
+            return ops.causal_conv_step(hidden_states, weight, context.inputs)
+        return ops.causal_conv(hidden_states, weight, context)
 
 
 class Query(nn.Module):
@@ -76,7 +83,7 @@ class Query(nn.Module):
         if self.norm_weight is not None:
             nn.init.constant_(self.norm_weight, norm_weight)
 
-    def forward(self, hidden_states: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, context: Context = None) -> Tensor:
         """hidden_states ``(B, T, D)`` and what precedes them -> ``(B * T, Q, 2, r, d)``."""
         if self.conv is not None:
             hidden_states = self.conv(hidden_states, context)

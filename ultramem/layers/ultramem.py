@@ -9,7 +9,7 @@ from math import sqrt
 from torch import Tensor, nn
 
 from ultramem.layers.memory import MemoryOutput
-from ultramem.layers.query import Query
+from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import TuckerRetrieval
 from ultramem.layers.scores import simulated_values
 from ultramem.layers.tables import Table, placement
@@ -105,7 +105,7 @@ class UltraMemLayer(nn.Module):
         spread = root_mean_square / mean
         nn.init.normal_(self.out_proj.weight, std=self.out_proj.in_features**-0.5 / spread)
 
-    def forward(self, hidden_states: Tensor, table: Table, context: Tensor | None = None) -> MemoryOutput:
+    def forward(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryOutput:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         values, slots = self.retrieval(self.query(hidden_states, context))

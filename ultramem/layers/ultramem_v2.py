@@ -7,7 +7,7 @@ pre-values' product with a projection of hidden (N, D_p) -> pooled (N, D_v) -> p
 from torch import Tensor, nn
 
 from ultramem.layers.memory import MemoryOutput
-from ultramem.layers.query import Query
+from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import TuckerRetrieval
 from ultramem.layers.scores import simulated_values
 from ultramem.layers.tables import GatedTable, placement
@@ -139,7 +139,7 @@ class UltraMemV2Layer(nn.Module):
         for projection in (self.pre_proj, self.out_proj):
             nn.init.normal_(projection.weight, std=(_MATRIX_GAIN / self.pre_proj.in_features) ** 0.5)
 
-    def forward(self, hidden_states: Tensor, table: GatedTable, context: Tensor | None = None) -> MemoryOutput:
+    def forward(self, hidden_states: Tensor, table: GatedTable, context: Context = None) -> MemoryOutput:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         query = self.query(hidden_states, context)

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, LinearAttentionCacheLayerMixin
 from transformers.generation import CompileConfig, GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -23,6 +23,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from ultramem.layers.memory import MemoryOutput
 from ultramem.layers.mlp import GELUMLP, SwiGLU
 from ultramem.layers.moe import MoE, MoEOutput
+from ultramem.layers.query import Context, ConvState
 from ultramem.layers.tables import Table
 from ultramem.models.attention import Attention
 from ultramem.models.branches import MemoryLayer, feed_forward, memory_layer, memory_tables
@@ -280,15 +281,20 @@ class UltraMemModel(UltraMemPreTrainedModel):
         layer, table = self.memory_layers[unit], self.tables[self.unit_tables[unit]]
         if padding_mask is not None:  # `(B, T)`: what stands at padding must not reach a token by the convolution
             normed = normed * padding_mask.unsqueeze(-1)
-        context = None
+        context: Context = None
         if past_key_values is not None and self.config.memory_query_conv_size > 1:
-            context = self._update_conv_state(normed, self.unit_blocks[unit][0], past_key_values)
+            context = self._conv_context(normed, self.unit_blocks[unit][0], past_key_values)
         if self.gradient_checkpointing and self.training:
             return MemoryOutput(*checkpoint(layer, normed, table, context, use_reentrant=False, context_fn=_keep_slots))
         return layer(normed, table, context)
 
-    def _update_conv_state(self, normed: Tensor, block: int, past_key_values: Cache) -> Tensor:
-        """Stores `normed` in the cache's convolution state, and returns the positions before it that a filter sees."""
+    def _conv_context(self, normed: Tensor, block: int, past_key_values: Cache) -> Tensor | ConvState:
+        """The inputs of a convolution before `normed`, which the cache keeps for the next call, or the layer does."""
+        kept = past_key_values.layers[block]
+        if isinstance(kept, LinearAttentionCacheLayerMixin) and not torch.is_grad_enabled():
+            state = kept.conv_states[0]
+            if state is not None and kept.has_previous_state[0] and not kept.record_past:
+                return ConvState(state.transpose(1, 2))
         reach = self.config.memory_query_conv_size - 1
         states = past_key_values.update_conv_state(normed.transpose(1, 2), block, conv_kernel_size=reach)
         return states.transpose(1, 2)[:, : -normed.shape[1]][:, -reach:]

@@ -5,6 +5,7 @@ autograd), ``reference.py`` the plain PyTorch that is the truth, ``kernels.py`` 
 chooses by device.
 """
 
+from ultramem.ops.causal_conv import causal_conv, causal_conv_step
 from ultramem.ops.gather_dot import gather_dot
 from ultramem.ops.lookup import lookup
 from ultramem.ops.lookup.permutation import Placement, physical_rows
@@ -16,6 +17,8 @@ from ultramem.ops.select_keys import select_keys
 
 __all__ = [
     "Placement",
+    "causal_conv",
+    "causal_conv_step",
     "gather_dot",
     "lookup",
     "lookup_step",
