@@ -11,7 +11,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ultramem.distributed.replica_gradients import sum_over_replicas
 from ultramem.layers.tables import Table
@@ -36,7 +36,7 @@ class ShardedTable(Table):
     micro-batch, and reaches ``weight.grad`` by `finish_gradient`.
 
     Args:
-        table: the whole table, the same on all processes; it is not used any more.
+        table: the whole table, the same on all processes, drawn or undrawn; it is not used any more.
         mesh: `Mesh.tables`.
     """
 
@@ -53,9 +53,10 @@ class ShardedTable(Table):
                 f"a table {tuple(table.weight.shape)} cannot be divided by {what[self.dim]} among {self.axis.size()} "
                 f"processes: some would get none; use fewer (parallel.table_shards), or {what[1 - self.dim]}"
             )
-        placements = [Replicate(), Shard(self.dim)]
-        part = distribute_tensor(table.weight.detach(), mesh, placements, src_data_rank=None)
-        self.weight = nn.Parameter(part, requires_grad=table.weight.requires_grad)
+        part = table.narrow(self.dim, self.first, self.sizes[self.axis.get_local_rank()]).to(mesh.device_type)
+        placements, whole = [Replicate(), Shard(self.dim)], table.weight
+        weight = DTensor.from_local(part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
+        self.weight = nn.Parameter(weight, requires_grad=whole.requires_grad)
         self._part = _leaf(self.weight)
 
     @property

@@ -70,6 +70,10 @@ class Table(nn.Module):
         """Draws all rows anew."""
         nn.init.normal_(self.weight, std=self.std)
 
+    def narrow(self, dim: int, start: int, length: int) -> Tensor:
+        """Rows (dim 0) or columns (dim 1) from ``start`` on, in memory of their own."""
+        return self.weight.detach().narrow(dim, start, length).clone(memory_format=torch.contiguous_format)
+
     def forward(
         self,
         slots: Tensor,
@@ -122,13 +126,24 @@ class GatedTable(nn.Module):
         pre_std: of the initial pre-values.
         std: of the initial values.
         sparse: as of `Table`.
+        table_class: of both.
 
     Example:
         >>> GatedTable(num_rows=9, pre_width=4, width=8, pre_std=0.1, std=0.1).pre_values.weight.shape
         torch.Size([9, 4])
     """
 
-    def __init__(self, num_rows: int, *, pre_width: int, width: int, pre_std: float, std: float, sparse: bool = False):
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        pre_width: int,
+        width: int,
+        pre_std: float,
+        std: float,
+        sparse: bool = False,
+        table_class: type[Table] = Table,
+    ):
         super().__init__()
-        self.pre_values = Table(num_rows, pre_width, std=pre_std, sparse=sparse)
-        self.values = Table(num_rows, width, std=std, sparse=sparse)
+        self.pre_values = table_class(num_rows, pre_width, std=pre_std, sparse=sparse)
+        self.values = table_class(num_rows, width, std=std, sparse=sparse)

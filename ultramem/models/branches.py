@@ -81,12 +81,12 @@ def memory_layer(config: UltraMemConfig, unit: int) -> MemoryLayer:
     return UltraMemLayer(config.hidden_size, **sizes, calibrated=config.memory_improved_init)
 
 
-def memory_tables(config: UltraMemConfig) -> list[Table | GatedTable]:
+def memory_tables(config: UltraMemConfig, table_class: type[Table]) -> list[Table | GatedTable]:
     """The tables of all units; `ultramem.models.sharing.unit_windows` tells who reads which."""
-    return [_memory_table(config, num_rows) for num_rows in table_rows(config)]
+    return [_memory_table(config, num_rows, table_class) for num_rows in table_rows(config)]
 
 
-def _memory_table(config: UltraMemConfig, num_rows: int) -> Table | GatedTable:
+def _memory_table(config: UltraMemConfig, num_rows: int, table_class: type[Table]) -> Table | GatedTable:
     assert config.memory_num_keys is not None  # checked by the config
     assert config.memory_value_size is not None
     assert config.memory_top_k is not None
@@ -96,7 +96,7 @@ def _memory_table(config: UltraMemConfig, num_rows: int) -> Table | GatedTable:
         pre_std, std = peer.expert_stds(
             width, **choices, num_layers=config.num_hidden_layers, activation=config.memory_activation
         )
-        return GatedTable(num_rows, pre_width=width, width=width, pre_std=pre_std, std=std)
+        return GatedTable(num_rows, pre_width=width, width=width, pre_std=pre_std, std=std, table_class=table_class)
     if config.memory == "ultramem_v2":
         assert config.memory_pre_value_size is not None  # checked by the config
         std = ultramem_v2.value_std(
@@ -114,9 +114,16 @@ def _memory_table(config: UltraMemConfig, num_rows: int) -> Table | GatedTable:
             ),
             output_variance=1 / (2 * config.num_hidden_layers),
         )
-        return GatedTable(num_rows, pre_width=config.memory_pre_value_size, width=width, pre_std=std, std=std)
+        return GatedTable(
+            num_rows,
+            pre_width=config.memory_pre_value_size,
+            width=width,
+            pre_std=std,
+            std=std,
+            table_class=table_class,
+        )
     if config.memory == "ultramem" and config.memory_improved_init:
         std = ultramem.value_std(expansion=config.memory_expansion, **choices, num_layers=config.num_hidden_layers)
     else:
         std = pkm.value_std(width)
-    return Table(num_rows, width, std=std)
+    return table_class(num_rows, width, std=std)

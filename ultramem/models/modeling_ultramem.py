@@ -154,6 +154,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
 
     Args:
         config: the model's configuration.
+        table_class: of the tables; `UndrawnTable` where they are to be divided.
 
     Example:
         >>> model = UltraMemModel(UltraMemConfig(vocab_size=50, hidden_size=16, intermediate_size=32))
@@ -161,13 +162,13 @@ class UltraMemModel(UltraMemPreTrainedModel):
         torch.Size([2, 7, 16])
     """
 
-    def __init__(self, config: UltraMemConfig) -> None:
+    def __init__(self, config: UltraMemConfig, *, table_class: type[Table] = Table) -> None:
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
         self.unit_blocks = config.memory_unit_blocks
         self.memory_layers = nn.ModuleList(memory_layer(config, unit) for unit in range(len(config.memory_units)))
-        self.tables = nn.ModuleList(memory_tables(config))
+        self.tables = nn.ModuleList(memory_tables(config, table_class))
         self.unit_tables = [window.table for window in unit_windows(config)]
         self.memory_dropout = nn.Dropout(config.dropout)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -305,6 +306,7 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
 
     Args:
         config: the model's configuration.
+        table_class: of the tables; `UndrawnTable` where they are to be divided.
 
     Example:
         >>> model = UltraMemForCausalLM(UltraMemConfig(vocab_size=50, hidden_size=16, intermediate_size=32))
@@ -314,9 +316,9 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
-    def __init__(self, config: UltraMemConfig) -> None:
+    def __init__(self, config: UltraMemConfig, *, table_class: type[Table] = Table) -> None:
         super().__init__(config)
-        self.model = UltraMemModel(config)
+        self.model = UltraMemModel(config, table_class=table_class)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 

@@ -22,6 +22,7 @@ from ultramem.distributed.parallelize import begin_micro_batch, parallelize
 from ultramem.distributed.process_group import process_group
 from ultramem.distributed.tables import finish_table_gradients
 from ultramem.layers.tables import Table
+from ultramem.layers.undrawn_table import UndrawnTable
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
@@ -141,19 +142,21 @@ class Trainer:
         self.loader, self.validation = loader, validation
         self.rank, self.num_ranks = rank_and_count()
         self.micro_batch_size = config.micro_batch_size or config.batch_size
+        layout, table_style = config.parallel, choose_tables(config, self.num_ranks)
+        mesh = run_mesh(
+            device.type,
+            trunk_shards=layout.trunk_shards if layout.trunk == "shard" else 1,
+            table_shards=layout.table_shards if table_style != "replicate" else 1,
+        )
         torch.manual_seed(config.seed)
-        self.model = UltraMemForCausalLM(config.model).to(device).train()  # type: ignore[arg-type]
+        model = UltraMemForCausalLM(config.model, table_class=Table if mesh is None else UndrawnTable)
+        self.model = model.to(device).train()  # type: ignore[arg-type]
         for module in self.model.modules():
             if isinstance(module, Table):
                 module.sparse = config.optimizer.lazy_tables
-        layout, table_style = config.parallel, choose_tables(config, self.num_ranks)
         parallelize(
             self.model,
-            run_mesh(
-                device.type,
-                trunk_shards=layout.trunk_shards if layout.trunk == "shard" else 1,
-                table_shards=layout.table_shards if table_style != "replicate" else 1,
-            ),
+            mesh,
             table_style="columns" if table_style == "columns" else "rows",
             activation_checkpointing=config.activation_checkpointing,
             compile=config.compile,
