@@ -3,10 +3,10 @@
 The sparse models are those of `equal_compute`; the report interpolates. The learning rate falls with the root of the
 width, from the best of the smallest.
 
-python -m benchmarks.study.dense_equivalent --data data/docs --scale gpu-25m
+python -m benchmarks.study.dense_equivalent --data data/docs --scale gpu-15m
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from benchmarks.study.command import main
@@ -21,12 +21,12 @@ EXPERIMENT = "dense_equivalent"
 FACTORS = (1, 2, 4, 8)
 
 
-def runs(scale: Scale, tokens: int, results: Results) -> Iterator[TrainConfig]:
+def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
     """The sizes, ascending."""
     rates = results.of(SWEEP)
-    for factor in FACTORS:
-        dense = tuned(scale.fit(scale.recipe("dense"), tokens), rates, scale)
-        yield grown(dense, factor)
+    for seed in seeds:
+        dense = tuned(scale.fit(scale.recipe("dense"), tokens, seed=seed), rates, scale)
+        yield from (grown(dense, factor) for factor in FACTORS)
 
 
 def grown(dense: TrainConfig, factor: int) -> TrainConfig:

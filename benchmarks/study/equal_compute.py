@@ -2,10 +2,10 @@
 
 Each has the learning rates of its best run in `learning_rates`, which is to be made first.
 
-python -m benchmarks.study.equal_compute --data data/docs --scale gpu-25m
+python -m benchmarks.study.equal_compute --data data/docs --scale gpu-15m
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.study.command import main
 from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
@@ -19,13 +19,15 @@ SEEDS = (0, 1, 2)
 RIVALS = ("dense", "moe", "ultramem", "pkm", "moe-fine", "ultramem-v2", "memory-plus")
 
 
-def runs(scale: Scale, tokens: int, results: Results) -> Iterator[TrainConfig]:
-    """All rivals with the first seed, then with the second, then with the third."""
+def runs(
+    scale: Scale, tokens: int, results: Results, seeds: Sequence[int], rivals: Sequence[str] = RIVALS
+) -> Iterator[TrainConfig]:
+    """All rivals with the first seed, then with the next."""
     rates = results.of(SWEEP)
-    for seed in SEEDS:
-        for rival in RIVALS:
+    for seed in seeds:
+        for rival in rivals:
             yield tuned(scale.fit(scale.recipe(rival), tokens, seed=seed), rates, scale)
 
 
 if __name__ == "__main__":
-    main(EXPERIMENT, __doc__, runs)
+    main(EXPERIMENT, __doc__, runs, seeds=SEEDS)

@@ -1,25 +1,29 @@
 """How many facts does a model store? Synthetic biographies, dense against experts, product keys and UltraMem.
 
-All rivals have equal compute; every person is told of a hundred times, whatever their number. --data is a folder for
-the corpora, made on the way.
+All rivals have equal compute. Every person is told of a hundred times, whatever their number, and in as many steps:
+twice as many people are told of in twice as large batches. --data is a folder for the corpora, made at first.
 
 python -m benchmarks.study.knowledge --data data/people
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from benchmarks.study.biographies import Person, people, write_corpus
-from benchmarks.study.command import keep, parser_of, pending
+from benchmarks.study.biographies import people, write_corpus
+from benchmarks.study.command import parser_of
 from benchmarks.study.recall import quiz
 from benchmarks.study.results import Results
-from benchmarks.study.run import train_and_measure
+from benchmarks.study.scales import START_SECONDS
+from benchmarks.study.schedule import Wanted, make
 from ultramem import recipes
 from ultramem.data.prepare import prepare
-from ultramem.data.tokens import TokenDataset
+from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.recipes.registry import with_model
 from ultramem.train.config import TrainConfig
 
@@ -48,45 +52,79 @@ RIVALS = {
         "memory_value_size": 64,
     },
 }
-SEQUENCE_LENGTH, BATCH_SIZE = 128, 64
+SEQUENCE_LENGTH = 128
+STEPS = 1300
+TOKENS_A_BIOGRAPHY = 52  # of the vocabulary below
+STEP_MILLISECONDS = 40.0  # of a step, roughly: only to tell whether a run ends in time
 
 
-def rival(name: str, num_people: int, steps: int) -> TrainConfig:
-    """One model, to be trained for so many steps."""
+def rival(name: str, num_people: int, seed: int = 0) -> TrainConfig:
+    """One model, that learns from a hundred biographies of each."""
     base = recipes.get(f"cpu-{name}")
     return replace(
         with_model(base, **TRUNK, **RIVALS[name]),
         name=f"{name}-{num_people}-people",
-        steps=steps,
-        batch_size=BATCH_SIZE,
+        seed=seed,
+        steps=STEPS,
+        batch_size=max(1, num_people * EXPOSURES * TOKENS_A_BIOGRAPHY // (STEPS * SEQUENCE_LENGTH)),
         sequence_length=SEQUENCE_LENGTH,
-        optimizer=replace(base.optimizer, warmup_steps=max(1, steps // 20)),
-        evaluate_every_steps=max(1, steps // 4),
+        optimizer=replace(base.optimizer, warmup_steps=max(1, STEPS // 20)),
+        evaluate_every_steps=max(1, STEPS // 4),
     )
 
 
-def corpus(folder: Path, persons: list[Person]) -> Path:
-    """Prepare the biographies of some people; what is there already is kept."""
+def prepare_people(folder: Path, numbers: Sequence[int]) -> None:
+    """Tell of so many people and prepare what is told; what is there already is kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = folder / f"{len(persons)}.jsonl"
-    if not text.exists():
-        write_corpus(text, persons, EXPOSURES)
-    data = folder / f"{len(persons)}-prepared"
-    prepare(text, data, vocab_size=VOCABULARY, validation_fraction=0.002, console=Console(quiet=True))
-    return data
+    for num_people in numbers:
+        text = folder / f"{num_people}.jsonl"
+        if not text.exists():
+            unfinished = text.with_suffix(".part")
+            write_corpus(unfinished, people(num_people), EXPOSURES)
+            unfinished.rename(text)
+        prepare(
+            text,
+            prepared(folder, num_people),
+            vocab_size=VOCABULARY,
+            validation_fraction=0.002,
+            console=Console(quiet=True),
+        )
+
+
+def prepared(folder: Path, num_people: int) -> Path:
+    """Where the tokens of so many people are."""
+    return folder / f"{num_people}-prepared"
+
+
+def ask(model: UltraMemForCausalLM, num_people: int, data: Path) -> dict[str, Any]:
+    """The quiz for a model that was told of so many people."""
+    return quiz(model, people(num_people), data)
+
+
+def lacking(
+    results: Results, folder: Path, numbers: Sequence[int] = NUMBERS_OF_PEOPLE, seeds: Sequence[int] = (0,)
+) -> Iterator[Wanted]:
+    """Those runs that are not among the results, fewest people first."""
+    for seed, num_people in product(seeds, numbers):
+        data = prepared(folder, num_people)
+        for config in results.missing(rival(name, num_people, seed) for name in RIVALS):
+            seconds = START_SECONDS + config.steps * STEP_MILLISECONDS / 1e3
+            yield Wanted(results, config, data, seconds, {}, partial(ask, num_people=num_people, data=data))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the runs that are not there yet, fewest people first."""
-    given = parser_of(__doc__).parse_args(arguments)
+    """Make the runs that are not there yet."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--people", type=int, nargs="+", default=[*NUMBERS_OF_PEOPLE], help="how many")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run for each")
+    given = parser.parse_args(arguments)
+    prepare_people(given.data, given.people)
     results = Results(EXPERIMENT, given.out)
-    for num_people in NUMBERS_OF_PEOPLE:
-        persons = people(num_people)
-        data = corpus(given.data, persons)
-        steps = max(1, TokenDataset.open(data).num_tokens // (BATCH_SIZE * SEQUENCE_LENGTH))
-        rivals = (rival(name, num_people, steps) for name in RIVALS)
-        for config in pending(results, rivals, given.seconds / len(NUMBERS_OF_PEOPLE)):
-            keep(results, train_and_measure(config, data, afterwards=partial(quiz, persons=persons, data=data)))
+    make(
+        lambda: lacking(results, given.data, given.people, given.seeds),
+        side_by_side=given.side_by_side,
+        seconds=given.seconds,
+    )
 
 
 if __name__ == "__main__":

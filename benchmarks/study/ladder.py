@@ -5,8 +5,9 @@ All rungs have the learning rate of UltraMem's best run in `learning_rates`; the
 python -m benchmarks.study.ladder --data data/docs --scale gpu-25m
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 from benchmarks.study.command import main
 from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
@@ -49,15 +50,18 @@ PAPER_ALONE = {
 }
 
 
-def runs(scale: Scale, tokens: int, results: Results) -> Iterator[TrainConfig]:
-    """The twelve rungs, then what varies alone."""
+def runs(
+    scale: Scale, tokens: int, results: Results, seeds: Sequence[int], alternatives: bool = True
+) -> Iterator[TrainConfig]:
+    """The twelve rungs, then what varies alone, with one seed after the other."""
     rates = results.of(SWEEP)
     ultramem = f"{scale.family}-ultramem"
     swept = any(row["name"] == ultramem for row in rates)
     everything = recipes.matching(f"ladder-{scale.family}-*")
     rungs = [f"ladder-{scale.family}-{number:02}-{step.name}" for number, step in enumerate(STEPS, start=1)]
-    for name in (*rungs, *(name for name in everything if name not in rungs)):
-        rung = scale.fit(recipes.get(name), tokens)
+    alone = [name for name in everything if name not in rungs] if alternatives else []
+    for seed, name in product(seeds, (*rungs, *alone)):
+        rung = scale.fit(recipes.get(name), tokens, seed=seed)
         if swept:
             rate = best_optimizer(rates, ultramem)["learning_rate"]
             rung = replace(rung, optimizer=replace(rung.optimizer, learning_rate=rate))

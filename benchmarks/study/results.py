@@ -2,18 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
+from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.train.config import TrainConfig
-from ultramem.train.config_json import config_to_dict
+from ultramem.train.config_json import config_to_dict, model_to_dict
 
 KEPT = RESULTS / "study"
 
-# What the data decides, and what does not change a result.
-_NOT_COMPARED = ("vocab_size", "bos_token_id", "eos_token_id")
+# What the data decides, and how it is computed: neither makes another run.
+_DATA_DECIDES = ("vocab_size", "bos_token_id", "eos_token_id")
+_HOW_IT_IS_COMPUTED = ("compile", "activation_checkpointing")
 
 
 class Results:
@@ -45,8 +48,12 @@ class Results:
 
     def has(self, config: TrainConfig) -> bool:
         """Whether this very run is there: name, seed and all settings. One that a row lacks had its default."""
-        wanted = _comparable(config_to_dict(config))
-        return any(_comparable(row["settings"]) == wanted for row in self.rows())
+        return not any(self.missing([config]))
+
+    def missing(self, configs: Iterable[TrainConfig]) -> Iterator[TrainConfig]:
+        """Those of some runs that are not there."""
+        there = [_comparable(row["settings"]) for row in self.rows()]
+        return (config for config in configs if _comparable(config_to_dict(config)) not in there)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a finished run and hand it to the operating system."""
@@ -58,8 +65,14 @@ class Results:
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    model = {name: value for name, value in settings["model"].items() if name not in _NOT_COMPARED}
-    return json.loads(json.dumps(_defaults() | settings | {"model": model}))
+    model = _model_defaults() | settings["model"]
+    model = {name: value for name, value in model.items() if name not in _DATA_DECIDES}
+    compared = {name: value for name, value in settings.items() if name not in _HOW_IT_IS_COMPUTED}
+    return json.loads(json.dumps(_defaults() | compared | {"model": model}))
+
+
+def _model_defaults() -> dict[str, Any]:
+    return model_to_dict(UltraMemConfig())
 
 
 def _defaults() -> dict[str, Any]:

@@ -1,9 +1,19 @@
 """The sizes at which the experiments run: a family of recipes, and how its models are trained in a run of seconds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ultramem import recipes
+from ultramem.accounting import count_flops
 from ultramem.train.config import TrainConfig
+
+# What a run takes besides its steps: a process, a model, kernels, validations.
+START_SECONDS = 20.0
+
+
+def kind(config: TrainConfig) -> str:
+    """What a model's feed-forward branches or memories are."""
+    return config.model.memory or ("moe" if config.model.ffn == "moe" else "dense")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +26,7 @@ class Scale:
         learning_rates: what the sweep tries for the trunk.
         batch_size, sequence_length: of a step.
         validation_tokens: that each validation reads.
+        step_milliseconds: of a step of each kind of model, roughly: only to tell whether a run ends in time.
     """
 
     family: str
@@ -24,6 +35,7 @@ class Scale:
     batch_size: int
     sequence_length: int
     validation_tokens: int
+    step_milliseconds: Mapping[str, float]
 
     def recipe(self, name: str) -> TrainConfig:
         """The family's recipe `name`, such as "dense"."""
@@ -47,6 +59,12 @@ class Scale:
             evaluate_batches=-(-self.validation_tokens // (self.batch_size * self.sequence_length)),
         )
 
+    def seconds(self, config: TrainConfig) -> float:
+        """What a run of this size probably takes, alone on a machine; larger models in proportion to their FLOPs."""
+        dense = self.recipe("dense").model
+        work, common = (count_flops(model, self.sequence_length).per_token for model in (config.model, dense))
+        return START_SECONDS + config.steps * self.step_milliseconds[kind(config)] / 1e3 * max(1.0, work / common)
+
 
 SCALES = {
     "cpu": Scale(
@@ -56,6 +74,30 @@ SCALES = {
         batch_size=8,
         sequence_length=256,
         validation_tokens=1 << 15,
+        step_milliseconds={
+            "dense": 400.0,
+            "moe": 550.0,
+            "pkm": 550.0,
+            "memory_plus": 550.0,
+            "ultramem": 550.0,
+            "ultramem_v2": 700.0,
+        },
+    ),
+    "gpu-15m": Scale(
+        family="gpu-15m",
+        tokens=16_000_000,
+        learning_rates=(1e-3, 2e-3, 4e-3),
+        batch_size=32,
+        sequence_length=512,
+        validation_tokens=1 << 18,
+        step_milliseconds={
+            "dense": 12.0,
+            "moe": 22.0,
+            "pkm": 17.0,
+            "memory_plus": 24.0,
+            "ultramem": 23.0,
+            "ultramem_v2": 33.0,
+        },
     ),
     "gpu-25m": Scale(
         family="gpu-25m",
@@ -64,6 +106,14 @@ SCALES = {
         batch_size=64,
         sequence_length=512,
         validation_tokens=1 << 18,
+        step_milliseconds={
+            "dense": 31.0,
+            "moe": 52.0,
+            "pkm": 45.0,
+            "memory_plus": 60.0,
+            "ultramem": 60.0,
+            "ultramem_v2": 90.0,
+        },
     ),
     "gpu-100m": Scale(
         family="gpu-100m",
@@ -72,5 +122,13 @@ SCALES = {
         batch_size=128,
         sequence_length=512,
         validation_tokens=1 << 18,
+        step_milliseconds={
+            "dense": 160.0,
+            "moe": 260.0,
+            "pkm": 220.0,
+            "memory_plus": 280.0,
+            "ultramem": 280.0,
+            "ultramem_v2": 400.0,
+        },
     ),
 }

@@ -2,10 +2,10 @@
 
 Keys a side grow with the root of the rows. Where they are fewer, wider feed-forward branches make up for their work.
 
-python -m benchmarks.study.table_size --data data/docs --scale gpu-25m
+python -m benchmarks.study.table_size --data data/docs --scale gpu-15m
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from benchmarks.study.command import main
@@ -21,11 +21,13 @@ EXPERIMENT = "table_size"
 FACTORS = (1, 4, 16, 64)
 
 
-def runs(scale: Scale, tokens: int, results: Results) -> Iterator[TrainConfig]:
+def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
     """The sizes, the recipe's own last."""
-    ultramem = tuned(scale.fit(scale.recipe("ultramem"), tokens), results.of(SWEEP), scale)
-    for factor in FACTORS:
-        yield replace(shrunk(ultramem, factor / FACTORS[-1]), name=f"{ultramem.name}-rows-x{factor}")
+    rates = results.of(SWEEP)
+    for seed in seeds:
+        ultramem = tuned(scale.fit(scale.recipe("ultramem"), tokens, seed=seed), rates, scale)
+        for factor in FACTORS:
+            yield replace(shrunk(ultramem, factor / FACTORS[-1]), name=f"{ultramem.name}-rows-x{factor}")
 
 
 def shrunk(ultramem: TrainConfig, share: float) -> TrainConfig:

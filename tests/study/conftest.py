@@ -1,10 +1,12 @@
 """A scale of the study at which every experiment takes a second."""
 
+import multiprocessing
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.study import command
+from benchmarks.study import command, schedule
 from benchmarks.study.scales import Scale
 from ultramem.recipes.registry import with_model
 
@@ -41,6 +43,7 @@ TINY_SCALE = TinyScale(
     batch_size=2,
     sequence_length=32,
     validation_tokens=64,
+    step_milliseconds=dict.fromkeys(("dense", "moe", "pkm", "memory_plus", "ultramem", "ultramem_v2"), 10.0),
 )
 
 
@@ -49,3 +52,16 @@ def tiny_scale(monkeypatch):
     """Makes `--scale tiny` one of the choices."""
     monkeypatch.setitem(command.SCALES, "tiny", TINY_SCALE)
     return TINY_SCALE
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Makes runs where the test is, at once: a process takes seconds to begin."""
+
+    def start(run, side_by_side):
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        labels = run.labels | {"side_by_side": side_by_side}
+        schedule.train_and_send(sender, run.config, run.data, run.afterwards, labels)
+        return receiver, SimpleNamespace(join=lambda: None, kill=lambda: None)
+
+    monkeypatch.setattr(schedule, "start", start)

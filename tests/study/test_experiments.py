@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.study import command, dense_equivalent, equal_compute, ladder, learning_rates, table_size
+from benchmarks.study import command, dense_equivalent, equal_compute, ladder, learning_rates, schedule, table_size
 from benchmarks.study.dense_equivalent import FACTORS, grown
 from benchmarks.study.learning_rates import tuned
 from benchmarks.study.results import Results
@@ -25,7 +25,8 @@ EXPERIMENTS = {
 
 def make(experiment, data, out, *flags):
     arguments = ["--scale", "tiny", "--data", str(data), "--out", str(out), *flags]
-    command.main(experiment.EXPERIMENT, experiment.__doc__, experiment.runs, arguments)
+    seeds = getattr(experiment, "SEEDS", (0,))
+    command.main(experiment.EXPERIMENT, experiment.__doc__, experiment.runs, arguments, seeds=seeds)
     return Results(experiment.EXPERIMENT, out).rows()
 
 
@@ -40,7 +41,7 @@ def _without_kept_results(monkeypatch, nothing_kept):
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda module: module.EXPERIMENT)
-def test_an_experiment_runs_from_end_to_end(experiment, prepared, tiny_scale, tmp_path, monkeypatch):
+def test_an_experiment_runs_from_end_to_end(experiment, prepared, tiny_scale, in_this_process, tmp_path, monkeypatch):
     rows = make(experiment, prepared, tmp_path)
     assert len(rows) == EXPERIMENTS[experiment]
     for row in rows:
@@ -52,14 +53,8 @@ def test_an_experiment_runs_from_end_to_end(experiment, prepared, tiny_scale, tm
         assert [point["tokens"] for point in row["training"]][-1] == row["tokens"]
         assert (row["memory"] is None) == (row["settings"]["model"]["memory"] is None)
     # The same command finds everything done.
-    monkeypatch.setattr(command, "train_and_measure", lambda *_: pytest.fail("it trains again"))
+    monkeypatch.setattr(schedule, "start", lambda *_: pytest.fail("it trains again"))
     assert make(experiment, prepared, tmp_path) == rows
-
-
-def test_no_run_begins_after_the_time_is_over_and_the_next_call_goes_on(prepared, tiny_scale, tmp_path, capsys):
-    assert make(table_size, prepared, tmp_path, "--seconds", "0") == []
-    assert "goes on with cpu-ultramem-rows-x1, seed 0" in capsys.readouterr().out
-    assert len(make(table_size, prepared, tmp_path)) == 4
 
 
 def finished(config, loss=3.0):
@@ -69,7 +64,7 @@ def finished(config, loss=3.0):
 
 def test_a_torn_line_is_left_out_and_its_run_made_again(tiny_scale, tmp_path):
     results = Results("table_size", tmp_path)
-    first, second, *_ = table_size.runs(tiny_scale, 256, results)
+    first, second, *_ = table_size.runs(tiny_scale, 256, results, [0])
     results.add(finished(first))
     results.add(finished(second))
     assert results.has(first)
@@ -83,9 +78,10 @@ def test_a_torn_line_is_left_out_and_its_run_made_again(tiny_scale, tmp_path):
 
 def test_another_seed_or_setting_is_another_run(tiny_scale, tmp_path):
     results = Results("table_size", tmp_path)
-    config = next(table_size.runs(tiny_scale, 256, results))
+    config = next(table_size.runs(tiny_scale, 256, results, [0]))
     results.add(finished(with_model(config, vocab_size=77)))
     assert results.has(config)
+    assert results.has(replace(config, compile=True)), "how it is computed does not make it another run"
     assert not results.has(replace(config, seed=1))
     assert not results.has(replace(config, steps=5))
     for row in (rows := results.rows()):
@@ -97,7 +93,7 @@ def test_another_seed_or_setting_is_another_run(tiny_scale, tmp_path):
 
 def test_a_new_folder_begins_with_what_is_kept(tiny_scale, tmp_path):
     kept = Results("table_size", tmp_path / "kept")
-    config = next(table_size.runs(tiny_scale, 256, kept))
+    config = next(table_size.runs(tiny_scale, 256, kept, [0]))
     kept.add(finished(config))
     results = Results("table_size", tmp_path / "new", tmp_path / "kept")
     assert results.rows() == kept.rows()
@@ -112,10 +108,28 @@ def test_equal_compute_takes_the_best_rates(tiny_scale, tmp_path):
     for rate, loss in ((1e-4, 3.1), (2e-4, 3.0), (3e-4, 3.2)):
         config = replace(moe, optimizer=replace(moe.optimizer, learning_rate=rate))
         sweep.add(finished(config, loss))
-    dense, chosen, *_ = equal_compute.runs(tiny_scale, 256, results)
+    dense, chosen, *_ = equal_compute.runs(tiny_scale, 256, results, [0])
     assert chosen.name == "cpu-moe"
     assert chosen.optimizer.learning_rate == 2e-4
     assert dense.optimizer.learning_rate == recipes.get("cpu-dense").optimizer.learning_rate
+
+
+def test_the_sweep_asks_for_more_once_the_first_runs_are_there(tiny_scale, tmp_path):
+    """Other rivals are tried at the rates that served the nearest best."""
+    scale = replace(tiny_scale, learning_rates=(1e-3, 1e-2, 1e-1))
+    results = Results("learning_rates", tmp_path)
+    first = list(learning_rates.runs(scale, 256, results, [0]))
+    assert [run.name for run in first] == ["cpu-dense"] * 3 + ["cpu-ultramem"] * 3
+    losses = {"cpu-dense": (3.0, 3.1, 3.2), "cpu-ultramem": (3.2, 3.0, 3.1)}
+    for run in first:
+        results.add(finished(run, losses[run.name][scale.learning_rates.index(run.optimizer.learning_rate)]))
+    later = list(learning_rates.runs(scale, 256, results, [0]))[6:]
+    rates = {}
+    for run in later:
+        rates.setdefault(run.name, []).append(run.optimizer.learning_rate)
+    assert rates["cpu-ultramem"] == [1e-2] * 3
+    assert rates["cpu-moe"] == [1e-3, 1e-2]
+    assert rates["cpu-pkm"] == rates["cpu-ultramem-v2"] == [1e-2, 1e-1]
 
 
 def test_what_was_not_swept_takes_the_nearest_models_rates(tiny_scale):
@@ -147,7 +161,7 @@ def test_dense_models_grow_by_the_factor(family, factor):
 def test_rows_multiply_at_fixed_compute(tiny_scale, tmp_path):
     ultramem = recipes.get("gpu-25m-ultramem")
     scale = command.SCALES["gpu-25m"]
-    sizes = list(table_size.runs(scale, scale.tokens, Results("table_size", tmp_path)))
+    sizes = list(table_size.runs(scale, scale.tokens, Results("table_size", tmp_path), [0]))
     tables = [count_parameters(config.model).tables for config in sizes]
     assert [table / tables[0] for table in tables] == [1, 4, 16, 64]
     assert tables[-1] == count_parameters(ultramem.model).tables
@@ -156,6 +170,6 @@ def test_rows_multiply_at_fixed_compute(tiny_scale, tmp_path):
 
 
 def test_the_machine_that_measures_needs_no_tyro_and_no_cattrs():
-    modules = ", ".join(f"benchmarks.study.{name}" for name in ("ladder", "equal_compute", "table_size", "knowledge"))
+    modules = ", ".join(f"benchmarks.study.{name}" for name in ("ladder", "plan", "report"))
     code = f"import sys; sys.modules.update(tyro=None, cattrs=None, datasets=None, lm_eval=None); import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)

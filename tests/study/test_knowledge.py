@@ -45,14 +45,18 @@ def test_too_many_people_are_refused():
 
 
 def test_the_rivals_spend_equal_compute():
-    flops = [
-        count_flops(knowledge.rival(name, 10, 5).model, knowledge.SEQUENCE_LENGTH).per_token
-        for name in knowledge.RIVALS
-    ]
+    rivals = [knowledge.rival(name, 1000) for name in knowledge.RIVALS]
+    flops = [count_flops(rival.model, knowledge.SEQUENCE_LENGTH).per_token for rival in rivals]
     assert max(flops) / min(flops) < 1.05
-    sparse = [count_parameters(knowledge.rival(name, 10, 5).model) for name in ("moe", "pkm", "ultramem")]
-    sizes = [counted.without_embeddings for counted in sparse]
-    assert max(sizes) / min(sizes) < 1.2
+    sparse = [count_parameters(rival.model).without_embeddings for rival in rivals[1:]]
+    assert max(sparse) / min(sparse) < 1.2
+
+
+@pytest.mark.parametrize("num_people", [500, 2000, 8000])
+def test_everybody_is_told_of_a_hundred_times_whatever_their_number(num_people):
+    config = knowledge.rival("dense", num_people)
+    told = config.steps * config.tokens_per_step / (num_people * knowledge.TOKENS_A_BIOGRAPHY)
+    assert told == pytest.approx(knowledge.EXPOSURES, rel=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +107,17 @@ def test_the_quiz_counts_what_is_known(corpus, known):
 
 
 def test_an_untrained_model_knows_nothing(corpus):
-    model = UltraMemForCausalLM(with_model(knowledge.rival("ultramem", 12, 1), vocab_size=400).model)
+    model = UltraMemForCausalLM(with_model(knowledge.rival("ultramem", 12), vocab_size=400).model)
     result = quiz(model, people(12), corpus)
     assert result["exact_recall"] == 0
     assert result["stored_bits"] == 0
     assert model.training
 
 
-def test_the_experiment_runs_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(knowledge, "NUMBERS_OF_PEOPLE", (6,))
-    monkeypatch.setattr(knowledge, "EXPOSURES", 8)
-    monkeypatch.setattr(knowledge, "VOCABULARY", 300)
-    monkeypatch.setattr(knowledge, "BATCH_SIZE", 4)
-    arguments = ["--data", str(tmp_path / "people"), "--out", str(tmp_path / "out")]
+def test_the_experiment_runs_from_end_to_end(tmp_path, monkeypatch, in_this_process):
+    for name, value in {"EXPOSURES": 8, "VOCABULARY": 300, "STEPS": 4}.items():
+        monkeypatch.setattr(knowledge, name, value)
+    arguments = ["--data", str(tmp_path / "people"), "--out", str(tmp_path / "out"), "--people", "6"]
     knowledge.main(arguments)
     rows = Results(knowledge.EXPERIMENT, tmp_path / "out", tmp_path / "none").rows()
     assert [row["name"] for row in rows] == [f"{name}-6-people" for name in knowledge.RIVALS]
