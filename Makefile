@@ -46,6 +46,7 @@ bench: install ## measure the reference operations and the demo's recipes on thi
 bench-gpu: install ## measure the kernels on this GPU
 	$(BIN)/python -m benchmarks.ops.retrieval
 	$(BIN)/python -m benchmarks.ops.lookup
+	$(BIN)/python -m benchmarks.ops.gather_dot
 	$(BIN)/python -m benchmarks.memory_layer
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.training

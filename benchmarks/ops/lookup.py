@@ -1,16 +1,28 @@
 """The lookup on a GPU, forward, backward and with the row optimizer, against its floor and PyTorch's own operations.
 
-``python -m benchmarks.ops.lookup``. The floor is the bytes at the speed of a device copy in the same run; times are
+``python -m benchmarks.ops.lookup``, with ``--authors PATH --memory-plus PATH`` also against peers' kernels, which must
+agree with ours on the same inputs. The floor is the bytes at the speed of a device copy in the same run; times are
 microseconds.
 """
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.ops.peers import (
+    AuthorsLookup,
+    Disagreement,
+    LookupPeer,
+    MemoryPlusBag,
+    MissingPeer,
+    add_flags,
+    check_agreement,
+)
 from benchmarks.ops.timing import copy_speed, microseconds, microseconds_in_graph, num_bytes, ratios
 from benchmarks.record import show, write
 from ultramem import ops
@@ -76,26 +88,32 @@ def bag(table: Tensor, slots: Tensor, weights: Tensor, num_keys: int) -> Tensor:
     return F.embedding_bag(slots // EXPANSION, table, mode="sum", per_sample_weights=weights[:, 0].to(table.dtype))
 
 
-def forward_row(size: Size, copy: float) -> dict[str, Any]:
+def forward_row(size: Size, copy: float, others: Sequence[LookupPeer] = ()) -> dict[str, Any]:
     """A forward pass; of few tokens, one of many whose rows exceed the L2 cache, without the launches' time."""
     table, slots, weights = operands(size)
     pooled = lookup(table, slots, weights, size.num_keys)
     floor = (size.tokens * SLOTS * size.width * table.element_size() + num_bytes(slots, weights, pooled)) / copy
     drawn = [draw_slots(size) for _ in range(24)] if size.tokens <= 1024 else []
 
-    def measure(function: Callable[..., Tensor]) -> float:
+    def measure(function: Callable[..., Tensor], inputs: Callable[..., tuple] = lambda *given: given) -> float:
+        given = [inputs(table, some, weights, size.num_keys) for some in drawn or [slots]]
         if drawn:
-            calls = lambda: [function(table, some, weights, size.num_keys) for some in drawn]  # noqa: E731
-            return microseconds_in_graph(calls, len(drawn))
-        return microseconds(lambda: function(table, slots, weights, size.num_keys))
+            return microseconds_in_graph(lambda: [function(*each) for each in given], len(given))
+        return microseconds(lambda: function(*given[0]))
 
     with torch.no_grad():
         ours = measure(lookup)
-        peers = {"embedding_bag": measure(bag), "gather_einsum": measure(gather_and_einsum)}
+        peers: dict[str, float | None] = {"embedding_bag": measure(bag), "gather_einsum": measure(gather_and_einsum)}
+        for other in others:
+            peers[other.name] = None
+            if other.can_take(size.width, CORES):
+                given = table, slots, weights, size.num_keys
+                check_agreement(f"{other.name}, {size}", other.forward(*other.inputs(*given)), other.ours(*given))
+                peers[other.name] = measure(other.forward, other.inputs)
     return row(size, floor, {"ours": ours}, peers)
 
 
-def backward_row(size: Size, copy: float) -> dict[str, Any]:
+def backward_row(size: Size, copy: float, others: Sequence[LookupPeer] = ()) -> dict[str, Any]:
     """A backward pass to a dense gradient, ours also to touched rows.
 
     PyTorch's embedding bag has no gradient of its weights in bfloat16: it is measured in float32.
@@ -113,10 +131,28 @@ def backward_row(size: Size, copy: float) -> dict[str, Any]:
         return microseconds(lambda: torch.autograd.grad(pooled, leaves, gradient, retain_graph=True))
 
     ours = {"ours": measure(lookup), "ours_rows": measure(lookup, sparse=True)}
-    peers = {"gather_einsum": measure(gather_and_einsum)}
+    peers: dict[str, float | None] = {"gather_einsum": measure(gather_and_einsum)}
+    for other in others:
+        given = table.detach(), slots, weights.detach(), size.num_keys
+        peers[other.name] = measure_backward(other, str(size), pooled_gradient, *given)
     table = table.detach().float()
     peers["embedding_bag_float32"] = measure(bag, table)
     return row(size, floor, ours, peers)
+
+
+def measure_backward(
+    other: LookupPeer, size: str, gradient: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int
+) -> float | None:
+    """The peer's time for all gradients, which must be ours."""
+    if not other.can_take(table.shape[1], weights.shape[1]):
+        return None
+    run = other.backward(gradient, *other.inputs(table, slots, weights, num_keys))
+    leaves = table.requires_grad_(), weights.requires_grad_()
+    pooled = other.ours(leaves[0], slots, leaves[1], num_keys)
+    expected = torch.autograd.grad(pooled, leaves, gradient[:, : pooled.shape[1]].contiguous())
+    for what, theirs, ours in zip(("table", "weights"), run(), expected, strict=True):
+        check_agreement(f"{other.name}'s gradient of the {what}, {size}", theirs, ours[:, : theirs.shape[1]])
+    return microseconds(run)
 
 
 def optimizer_row(size: Size, copy: float) -> dict[str, Any]:
@@ -160,26 +196,41 @@ def step_row(size: Size, copy: float) -> dict[str, Any]:
     return row(size, floor, {"ours": microseconds(together)}, {"apart": microseconds(apart)})
 
 
-def row(size: Size, floor: float, ours: dict[str, float], peers: dict[str, float]) -> dict[str, Any]:
+def row(size: Size, floor: float, ours: Mapping[str, float], peers: Mapping[str, float | None]) -> dict[str, Any]:
     """One line of the table; ratios are of the first of ours."""
-    times = {"floor": floor} | ours | peers
+    times = {"floor": floor, **ours, **peers}
     return (
-        {"size": str(size)}
-        | {f"{name}_us": time for name, time in times.items()}
-        | ratios(ours["ours"], floor, dict(peers))
+        {"size": str(size)} | {f"{name}_us": time for name, time in times.items()} | ratios(ours["ours"], floor, peers)
     )
 
 
 def main() -> None:
     """Measures, prints tables and keeps the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, "--authors", "--memory-plus")
+    arguments = parser.parse_args()
+    others: list[LookupPeer] = []
+    try:
+        if arguments.authors:
+            others.append(AuthorsLookup(arguments.authors, EXPANSION))
+        if arguments.memory_plus:
+            others.append(MemoryPlusBag(arguments.memory_plus, EXPANSION))
+        measure_all(others)
+    except (MissingPeer, Disagreement) as error:
+        parser.exit(2, f"{error}\n")
+
+
+def measure_all(others: Sequence[LookupPeer]) -> None:
+    """All tables."""
     copy = copy_speed()
     print(f"{torch.cuda.get_device_name()}: copies {copy / 1e6:.2f} TB/s read and written")
-    for name, sizes, measure in (
-        ("lookup", FORWARD, forward_row),
-        ("lookup_backward", BACKWARD, backward_row),
+    measurements: list[tuple[str, Sequence[Size], Callable[[Size, float], dict[str, Any]]]] = [
+        ("lookup", FORWARD, partial(forward_row, others=others)),
+        ("lookup_backward", BACKWARD, partial(backward_row, others=others)),
         ("row_adam", BACKWARD[1:2], optimizer_row),
         ("lookup_step", BACKWARD, step_row),
-    ):
+    ]
+    for name, sizes, measure in measurements:
         rows = []
         for size in sizes:
             rows.append(measure(size, copy))

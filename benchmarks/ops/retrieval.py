@@ -1,15 +1,19 @@
 """What retrieval costs on a GPU, whole and step by step: ``python -m benchmarks.ops.retrieval``.
 
 The floor is the larger of the products at the speed of a large matrix product and the bytes at the speed of a device
-copy, both measured in the same run. Times are microseconds.
+copy, both measured in the same run. Times are microseconds. With ``--authors PATH`` also what the UltraMem papers' own
+kernels cost, and the share of the exact slots that they find.
 """
 
+import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.ops.peers import AuthorsRetrieval, MissingPeer, add_flags
 from benchmarks.ops.timing import copy_speed, microseconds, microseconds_in_graph, num_bytes, product_speed, ratios
 from benchmarks.record import show, write
 from ultramem import ops
@@ -81,7 +85,7 @@ def plain(query: Tensor, keys: Tensor, filters: Tensor, cores: Tensor, k: int) -
     return grids.gather(3, positions[:, :, None].expand(-1, -1, grids.shape[2], -1)), slots
 
 
-def forward_row(case: Case, product: float, copy: float) -> dict[str, Any]:
+def forward_row(case: Case, product: float, copy: float, authors: AuthorsRetrieval | None = None) -> dict[str, Any]:
     """Retrieval, its three kernels for as many tokens as they take at once, and what others do."""
     query, keys, filters, cores = inputs = make(case)
     k = case.top_k
@@ -95,9 +99,9 @@ def forward_row(case: Case, product: float, copy: float) -> dict[str, Any]:
     filter_scores, maxima = select._filter(part, keys, filters)
     selected = scores[:8192], indices[:8192]
     floor = max(2.0 * case.tokens * keys.numel() / product, num_bytes(query, keys, scores, indices) / copy)
-    times = {
+    times: dict[str, float | None] = {
         "floor_us": floor,
-        "ours_us": microseconds_in_graph(ours),
+        "ours_us": (time := microseconds_in_graph(ours)),
         "filter_of_8192_us": microseconds_in_graph(lambda: select._filter(part, keys, filters)),
         "select_of_8192_us": microseconds_in_graph(
             lambda: select._select(filter_scores, maxima, part, keys, filters, *selected)
@@ -113,8 +117,41 @@ def forward_row(case: Case, product: float, copy: float) -> dict[str, Any]:
         function = torch.compile(plain, dynamic=False)
         function(*inputs, k)
         peers["compiled"] = microseconds_in_graph(lambda: function(*inputs, k))
-    times |= {f"{name}_us": time for name, time in peers.items()}
-    return {"size": str(case)} | times | ratios(times["ours_us"], floor, peers)
+    steps = {} if authors is None else authors_steps(authors, case, inputs)
+    if authors is not None:
+        peers["authors"] = sum(step for step in steps.values() if step) or None
+    times |= {f"{name}_us": peer for name, peer in peers.items()}
+    if authors is not None:
+        steps["authors_recall"] = authors_recall(authors, case, inputs)
+    return {"size": str(case)} | times | steps | ratios(time, floor, peers)
+
+
+def authors_steps(authors: AuthorsRetrieval, case: Case, inputs: Inputs) -> dict[str, float | None]:
+    """Their product of all scores, and their two kernels."""
+    names = ("authors_product_us", "authors_select_us", "authors_rescore_us")
+    if not authors.can_take(case.ranks, case.top_k, case.cores):
+        return dict.fromkeys(names)
+    query, keys, filters, cores = inputs
+    scores = authors.scores(query, keys)
+    candidates, _ = authors.select(scores, filters, case.top_k)
+    calls = (
+        authors.product(query, keys),
+        lambda: authors.select(scores, filters, case.top_k),
+        lambda: authors.rescore(candidates, cores, case.top_k),
+    )
+    return {name: microseconds_in_graph(call) for name, call in zip(names, calls, strict=True)}
+
+
+def authors_recall(authors: AuthorsRetrieval, case: Case, inputs: Inputs) -> float | None:
+    """The share of the exact slots that they find."""
+    if not authors.can_take(case.ranks, case.top_k, case.cores):
+        return None
+    query, keys, filters, cores = inputs
+    candidates, chosen_keys = authors.select(authors.scores(query, keys), filters, case.top_k)
+    positions = authors.rescore(candidates, cores, case.top_k)
+    scores, indices = ops.select_keys(query, keys, filters, case.top_k)
+    _, slots = ops.rescore(scores, indices, cores, case.keys, case.top_k)
+    return authors.recall(chosen_keys, positions, slots, case.keys)
 
 
 def backward_row(case: Case, product: float, copy: float) -> dict[str, Any]:
@@ -142,10 +179,17 @@ def backward_row(case: Case, product: float, copy: float) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints tables and keeps the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, "--authors")
+    arguments = parser.parse_args()
+    try:
+        authors = AuthorsRetrieval(arguments.authors) if arguments.authors else None
+    except MissingPeer as error:
+        parser.exit(2, f"{error}\n")
     product, copy = product_speed(), copy_speed()
     print(f"{torch.cuda.get_device_name()}: products {product / 1e6:.0f} TFLOP/s, copies {copy / 1e6:.2f} TB/s")
     for name, cases, measure in (
-        ("retrieval", CASES, forward_row),
+        ("retrieval", CASES, partial(forward_row, authors=authors)),
         ("retrieval_backward", BACKWARD, backward_row),
     ):
         rows = []
