@@ -57,3 +57,9 @@ def test_more_slots_than_the_grid_has_are_refused(k):
     scores, indices, cores, num_keys, _ = make(SIZES[0])
     with pytest.raises(ValueError, match=f"k is {k}"):
         ops.rescore(scores, indices, cores, num_keys, k)
+
+
+def test_a_cores_values_of_all_heads_lie_together():
+    scores, indices = torch.randn(5, 3, 2, 2, 4), torch.randint(9, (5, 3, 2, 4))
+    values, _ = ops.rescore(scores, indices, torch.rand(3, 2, 2, 2), 9, 6)
+    assert values.transpose(1, 2).flatten(2).data_ptr() == values.data_ptr(), "the lookup's weights are no copy"

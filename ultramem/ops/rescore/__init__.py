@@ -21,7 +21,8 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
         k: slots to choose, at most c * c.
 
     Returns:
-        values ``(N, H, h, k)`` in the dtype of ``scores`` and slots ``(N, H, k)`` int64.
+        values ``(N, H, h, k)`` in the dtype of ``scores`` and slots ``(N, H, k)`` int64. A core's values of all heads
+        lie together, as `ultramem.ops.lookup` takes them.
         Gradients flow from the values to scores and cores.
 
     Raises:
@@ -60,7 +61,8 @@ def _(scores, indices, cores, num_keys, k):
 def _(scores, indices, cores, num_keys, k):
     num_tokens, (heads, num_cores) = scores.shape[0], cores.shape[:2]
     slots = indices.new_empty(num_tokens, heads, k)
-    return scores.new_empty(num_tokens, heads, num_cores, k), slots, torch.empty_like(slots)
+    values = scores.new_empty(num_tokens, num_cores, heads, k).transpose(1, 2)
+    return values, slots, torch.empty_like(slots)
 
 
 @torch.library.custom_op("ultramem::rescore_backward", mutates_args=(), device_types="cpu")

@@ -13,7 +13,7 @@ def _rescore_kernel(
     scores_ptr,  # (N, H, 2, r, c) float32
     indices_ptr,  # (N, H, 2, c) int64
     cores_ptr,  # (H, h, r, r)
-    values_ptr,  # (N, H, h, k) float32
+    values_ptr,  # (N, h, H, k) float32
     slots_ptr,  # (N, H, k) int64
     positions_ptr,  # (N, H, k) int64
     num_keys,
@@ -30,6 +30,7 @@ def _rescore_kernel(
     row_scores = scores_ptr + program * 2 * RANKS * num_candidates
     column_scores = row_scores + RANKS * num_candidates
     cores_ptr += program % HEADS * num_cores * RANKS * RANKS
+    values_row = values_ptr + (program // HEADS * num_cores * HEADS + program % HEADS) * k
     candidates = tl.arange(0, CANDIDATES)
     real = candidates < num_candidates
 
@@ -78,12 +79,12 @@ def _rescore_kernel(
                 weight = tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32)
                 chosen_left += weight * tl.load(row_scores + a * num_candidates + row, mask=wanted, other=0.0)
             values += chosen_left * tl.load(column_scores + b * num_candidates + column, mask=wanted, other=0.0)
-        tl.store(values_ptr + (program * num_cores + core) * k + places, values, mask=wanted)
+        tl.store(values_row + core * HEADS * k + places, values, mask=wanted)
 
 
 @triton.jit
 def _rescore_backward_kernel(
-    grad_values_ptr,  # (N, H, h, k) float32
+    grad_values_ptr,  # (N, h, H, k) float32
     positions_ptr,  # (N, H, k) int64
     scores_ptr,  # (N, H, 2, r, c) float32
     cores_ptr,  # (H, h, r, r)
@@ -105,7 +106,7 @@ def _rescore_backward_kernel(
     grad_column_scores = grad_row_scores + RANKS * num_candidates
     cores_ptr += program % HEADS * num_cores * RANKS * RANKS
     grad_cores_ptr += program * num_cores * RANKS * RANKS
-    grad_values_ptr += program * num_cores * k
+    grad_values_ptr += (program // HEADS * num_cores * HEADS + program % HEADS) * k
 
     places = tl.arange(0, K_BLOCK)
     wanted = places < k
@@ -123,7 +124,7 @@ def _rescore_backward_kernel(
             row_score = tl.load(row_scores + b * num_candidates + row, mask=wanted, other=0.0)
             column_score = tl.load(column_scores + b * num_candidates + column, mask=wanted, other=0.0)
             for core in range(0, num_cores):
-                grad = tl.load(grad_values_ptr + core * k + places, mask=wanted, other=0.0)
+                grad = tl.load(grad_values_ptr + core * HEADS * k + places, mask=wanted, other=0.0)
                 grad_row += grad * tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32) * column_score
                 grad_column += grad * tl.load(cores_ptr + (core * RANKS + b) * RANKS + a).to(tl.float32) * row_score
         grad_row = tl.sum(tl.where(of_row, grad_row[:, None], 0.0), axis=0)
@@ -133,7 +134,7 @@ def _rescore_backward_kernel(
         tl.store(grad_column_scores + a * num_candidates + candidates, grad_column, mask=inside)
 
     for core in range(0, num_cores):
-        grad = tl.load(grad_values_ptr + core * k + places, mask=wanted, other=0.0)
+        grad = tl.load(grad_values_ptr + core * HEADS * k + places, mask=wanted, other=0.0)
         for a in tl.static_range(RANKS):
             row_score = grad * tl.load(row_scores + a * num_candidates + row, mask=wanted, other=0.0)
             for b in tl.static_range(RANKS):
@@ -145,7 +146,7 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
     """See `ultramem.ops.rescore`; also returns the chosen positions ``(N, H, k)`` in the c x c grid."""
     num_tokens, heads, _, ranks, num_candidates = scores.shape
     num_cores = cores.shape[1]
-    values = scores.new_empty(num_tokens, heads, num_cores, k)
+    values = scores.new_empty(num_tokens, num_cores, heads, k).transpose(1, 2)
     slots = indices.new_empty(num_tokens, heads, k)
     positions = torch.empty_like(slots)
     if num_tokens == 0:
@@ -185,7 +186,7 @@ def rescore_backward(grad_values: Tensor, positions: Tensor, scores: Tensor, cor
     if num_tokens > 0:
         candidates, k_block = triton.next_power_of_2(num_candidates), triton.next_power_of_2(k)
         _rescore_backward_kernel[(num_tokens * heads,)](
-            grad_values.contiguous(),
+            grad_values.transpose(1, 2).contiguous(),
             positions.contiguous(),
             scores.contiguous(),
             cores.contiguous(),

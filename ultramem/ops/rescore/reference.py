@@ -21,10 +21,10 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
     _, positions = top_k(grid_NHcc.flatten(-2), k)
 
     row_NHrk, column_NHrk = chosen_scores(scores, positions)
-    values = torch.einsum("nhak,hiab,nhbk->nhik", row_NHrk, cores, column_NHrk)
+    values_NhHk = torch.einsum("nhak,hiab,nhbk->nihk", row_NHrk, cores, column_NHrk)
     row_key = indices[:, :, 0].gather(-1, positions // num_candidates)
     column_key = indices[:, :, 1].gather(-1, positions % num_candidates)
-    return values.contiguous(), row_key * num_keys + column_key, positions
+    return values_NhHk.contiguous().transpose(1, 2), row_key * num_keys + column_key, positions
 
 
 def chosen_scores(scores: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
