@@ -9,7 +9,15 @@ from ultramem.ops.rescore import kernels
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # tokens, heads, candidates, ranks, cores, k
-SMALL = [(5, 2, 4, 2, 2, 6), (3, 1, 3, 1, 1, 9), (0, 2, 2, 2, 1, 1), (4, 2, 5, 4, 3, 11)]
+SMALL = [
+    (5, 2, 4, 2, 2, 6),
+    (3, 1, 3, 1, 1, 9),
+    (0, 2, 2, 2, 1, 1),
+    (4, 2, 5, 4, 3, 11),
+    (3, 2, 6, 2, 2, 6),  # 36 cells are padded to 64, as 8 x 8 would be
+    (3, 2, 5, 2, 2, 4),  # 25 to 32: packed
+    (2, 1, 11, 3, 2, 40),
+]
 LARGE = [(300, 2, 32, 2, 2, 32), (33, 2, 42, 2, 2, 42), (40, 1, 128, 3, 4, 256), (300, 1, 100, 2, 1, 7)]
 
 

@@ -9,6 +9,78 @@ from ultramem.ops.top_k_kernels import LOWEST, find_threshold, number_chosen, or
 
 
 @triton.jit
+def _summed_core(cores_ptr, num_cores, a, b, RANKS: tl.constexpr):
+    weight = tl.load(cores_ptr + a * RANKS + b).to(tl.float32)
+    for core in range(1, num_cores):
+        weight += tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32)
+    return weight
+
+
+@triton.jit
+def _square_grid(
+    row_scores,
+    column_scores,
+    cores_ptr,
+    num_cores,
+    k,
+    RANKS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    """The grid with both sides padded to a power of two: ordered values, positions, and one that k cells reach."""
+    SIDE: tl.constexpr = triton.next_power_of_2(CANDIDATES)
+    candidates = tl.arange(0, SIDE)
+    real = candidates < CANDIDATES
+    grid = tl.zeros((SIDE, SIDE), dtype=tl.float32)
+    for b in tl.static_range(RANKS):
+        left = tl.zeros((SIDE,), dtype=tl.float32)
+        for a in tl.static_range(RANKS):
+            weight = _summed_core(cores_ptr, num_cores, a, b, RANKS)
+            left += weight * tl.load(row_scores + a * CANDIDATES + candidates, mask=real, other=0.0)
+        right = tl.load(column_scores + b * CANDIDATES + candidates, mask=real, other=0.0)
+        grid += left[:, None] * right[None, :]
+
+    on_grid = real[:, None] & real[None, :]
+    integers = ordered(grid)
+    highest = tl.max(tl.where(on_grid, integers, LOWEST), axis=1)
+    # The rows' best are c elements, so that k <= c elements reach the least of them.
+    lowest_of_rows = tl.min(tl.where(real, highest, 0x7FFFFFFF))
+    lowest = tl.where(k <= CANDIDATES, lowest_of_rows, tl.min(tl.where(on_grid, integers, 0x7FFFFFFF)))
+    cells = tl.arange(0, CELLS)
+    positions = cells // SIDE * CANDIDATES + cells % SIDE
+    return tl.reshape(tl.where(on_grid, integers, LOWEST), (CELLS,)), positions, lowest
+
+
+@triton.jit
+def _packed_grid(
+    row_scores,
+    column_scores,
+    cores_ptr,
+    num_cores,
+    k,
+    RANKS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+    CELLS: tl.constexpr,
+):
+    """The same, cell after cell without padding between the rows: every cell loads its own scores."""
+    positions = tl.arange(0, CELLS)
+    real = positions < CANDIDATES * CANDIDATES
+    row = positions // CANDIDATES
+    column = positions % CANDIDATES
+    grid = tl.zeros((CELLS,), dtype=tl.float32)
+    for b in tl.static_range(RANKS):
+        left = tl.zeros((CELLS,), dtype=tl.float32)
+        for a in tl.static_range(RANKS):
+            weight = _summed_core(cores_ptr, num_cores, a, b, RANKS)
+            left += weight * tl.load(row_scores + a * CANDIDATES + row, mask=real, other=0.0)
+        grid += left * tl.load(column_scores + b * CANDIDATES + column, mask=real, other=0.0)
+    integers = ordered(grid)
+    # The cells of the best column are c elements, so that k <= c elements reach the least of them.
+    bound = real & ((column == 0) | (k > CANDIDATES))
+    return tl.where(real, integers, LOWEST), positions, tl.min(tl.where(bound, integers, 0x7FFFFFFF))
+
+
+@triton.jit
 def _rescore_kernel(
     scores_ptr,  # (N, H, 2, r, c) float32
     indices_ptr,  # (N, H, 2, c) int64
@@ -17,47 +89,26 @@ def _rescore_kernel(
     slots_ptr,  # (N, H, k) int64
     positions_ptr,  # (N, H, k) int64
     num_keys,
-    num_candidates,
     num_cores,
     k,
+    GRID: tl.constexpr,
     HEADS: tl.constexpr,
     RANKS: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    CELLS: tl.constexpr,
     K_BLOCK: tl.constexpr,
 ):
     """The k best slots of one token and head."""
     program = tl.program_id(0).to(tl.int64)
-    row_scores = scores_ptr + program * 2 * RANKS * num_candidates
-    column_scores = row_scores + RANKS * num_candidates
+    row_scores = scores_ptr + program * 2 * RANKS * CANDIDATES
+    column_scores = row_scores + RANKS * CANDIDATES
     cores_ptr += program % HEADS * num_cores * RANKS * RANKS
     values_row = values_ptr + (program // HEADS * num_cores * HEADS + program % HEADS) * k
-    candidates = tl.arange(0, CANDIDATES)
-    real = candidates < num_candidates
-
-    grid = tl.zeros((CANDIDATES, CANDIDATES), dtype=tl.float32)
-    for b in tl.static_range(RANKS):
-        left = tl.zeros((CANDIDATES,), dtype=tl.float32)
-        for a in tl.static_range(RANKS):
-            weight = tl.load(cores_ptr + a * RANKS + b).to(tl.float32)
-            for core in range(1, num_cores):
-                weight += tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32)
-            left += weight * tl.load(row_scores + a * num_candidates + candidates, mask=real, other=0.0)
-        right = tl.load(column_scores + b * num_candidates + candidates, mask=real, other=0.0)
-        grid += left[:, None] * right[None, :]
-
-    on_grid = real[:, None] & real[None, :]
-    integers = ordered(grid)
-    highest = tl.max(tl.where(on_grid, integers, LOWEST), axis=1)
-    # The rows' best are c elements, so that k <= c elements reach the least of them.
-    lowest_of_rows = tl.min(tl.where(real, highest, 0x7FFFFFFF))
-    lowest = tl.where(k <= num_candidates, lowest_of_rows, tl.min(tl.where(on_grid, integers, 0x7FFFFFFF)))
-    above = tl.max(highest).to(tl.int64) + 1
-    integers = tl.reshape(tl.where(on_grid, integers, LOWEST), (CANDIDATES * CANDIDATES,))
+    integers, positions, lowest = GRID(row_scores, column_scores, cores_ptr, num_cores, k, RANKS, CANDIDATES, CELLS)
+    above = tl.max(integers).to(tl.int64) + 1
     threshold = find_threshold(integers, k, lowest.to(tl.int64), above)
     chosen, place = number_chosen(integers, threshold, k)
 
-    cells = tl.arange(0, CANDIDATES * CANDIDATES)
-    positions = cells // CANDIDATES * num_candidates + cells % CANDIDATES
     positions_row = positions_ptr + program * k
     packed = sort_through_memory(positions_row, pack(integers, positions), place, chosen, k, K_BLOCK)
     _, positions = unpack(packed)
@@ -65,11 +116,11 @@ def _rescore_kernel(
     wanted = places < k
     tl.store(positions_row + places, positions.to(tl.int64), mask=wanted)
 
-    row = positions // num_candidates
-    column = positions % num_candidates
-    indices_row = indices_ptr + program * 2 * num_candidates
+    row = positions // CANDIDATES
+    column = positions % CANDIDATES
+    indices_row = indices_ptr + program * 2 * CANDIDATES
     row_key = tl.load(indices_row + row, mask=wanted, other=0)
-    column_key = tl.load(indices_row + num_candidates + column, mask=wanted, other=0)
+    column_key = tl.load(indices_row + CANDIDATES + column, mask=wanted, other=0)
     tl.store(slots_ptr + program * k + places, row_key * num_keys + column_key, mask=wanted)
     for core in range(0, num_cores):
         values = tl.zeros((K_BLOCK,), dtype=tl.float32)
@@ -77,8 +128,8 @@ def _rescore_kernel(
             chosen_left = tl.zeros((K_BLOCK,), dtype=tl.float32)
             for a in tl.static_range(RANKS):
                 weight = tl.load(cores_ptr + (core * RANKS + a) * RANKS + b).to(tl.float32)
-                chosen_left += weight * tl.load(row_scores + a * num_candidates + row, mask=wanted, other=0.0)
-            values += chosen_left * tl.load(column_scores + b * num_candidates + column, mask=wanted, other=0.0)
+                chosen_left += weight * tl.load(row_scores + a * CANDIDATES + row, mask=wanted, other=0.0)
+            values += chosen_left * tl.load(column_scores + b * CANDIDATES + column, mask=wanted, other=0.0)
         tl.store(values_row + core * HEADS * k + places, values, mask=wanted)
 
 
@@ -151,7 +202,8 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
     positions = torch.empty_like(slots)
     if num_tokens == 0:
         return values, slots, positions
-    candidates = triton.next_power_of_2(num_candidates)
+    square = triton.next_power_of_2(num_candidates) ** 2
+    cells = triton.next_power_of_2(num_candidates**2)
     _rescore_kernel[(num_tokens * heads,)](
         scores.contiguous(),
         indices.contiguous(),
@@ -160,14 +212,15 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
         slots,
         positions,
         num_keys,
-        num_candidates,
         num_cores,
         k,
+        GRID=_square_grid if cells == square else _packed_grid,
         HEADS=heads,
         RANKS=ranks,
-        CANDIDATES=candidates,
+        CANDIDATES=num_candidates,
+        CELLS=cells,
         K_BLOCK=triton.next_power_of_2(k),
-        num_warps=_num_warps(num_tokens, candidates**2),
+        num_warps=_num_warps(num_tokens, cells),
     )
     return values, slots, positions
 
