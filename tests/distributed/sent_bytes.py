@@ -19,12 +19,10 @@ class SentBytes(TorchDispatchMode):
 
 
 def sent(name, args):
-    if name in ("wait_tensor", "_wrap_tensor_autograd"):
-        return 0
-    if name == "all_to_all_single":  # input, lengths to receive, lengths to send, group
-        tensor, _, lengths, group = args
-        group = dist.distributed_c10d._resolve_process_group(group)
-        return tensor.nbytes * (1 - lengths[group.rank()] / sum(lengths)) if tensor.nbytes else 0
+    if name == "alltoall_base_":  # output, input, group, lengths to receive, lengths to send
+        _, tensor, group, _, lengths = args[:5]
+        rank = dist.ProcessGroup.unbox(group).rank()
+        return tensor.nbytes * (1 - lengths[rank] / sum(lengths)) if tensor.nbytes else 0
     if name == "_allgather_base_":  # output, input, group
         return args[1].nbytes * (size_of(args[2]) - 1)
     if name == "_reduce_scatter_base_":

@@ -81,7 +81,8 @@ def test_every_member_of_the_family_sends_what_its_configuration_says(num_proces
     configs = {member: config_of(member, tables="columns") for member in MEMORIES}
     configs |= {f"{member} rows": config_of(member, tables="rows") for member in ("ultramem", "ultramem_v2", "peer")}
     configs["replicate"] = config_of("ultramem", tables="replicate", trunk="replicate")
-    configs["checkpointing"] = replace(configs["ultramem"], activation_checkpointing=True)
+    for name in ("ultramem", "ultramem rows", "ultramem_v2", "peer"):
+        configs[f"{name} checkpointing"] = replace(configs[name], activation_checkpointing=True)
     run_ranks(check, num_processes, configs)
 
 

@@ -4,14 +4,15 @@ Shapes: P processes, N tokens of each, K slots a token, h cores, E groups, D_v w
 """
 
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ultramem import ops
-from ultramem.distributed.exchange import Gathering, exchange, scale_gradient
+from ultramem.distributed.exchange import Exchange, Gathering, exchange, scale_gradient
 from ultramem.distributed.sharded_table import ShardedTable
+from ultramem.layers.memory import Arriving, arrived
 
 
 class Slice(NamedTuple):
@@ -41,7 +42,11 @@ class ColumnTable(ShardedTable):
 
     dim = 1
 
-    def forward(
+    def forward(self, slots: Tensor, values: Tensor, **placement: Any) -> Tensor:
+        """As `Table.forward`; every process brings as many tokens."""
+        return arrived(self.start(slots, values, **placement))
+
+    def start(  # type: ignore[override]
         self,
         slots: Tensor,
         values: Tensor,
@@ -51,8 +56,8 @@ class ColumnTable(ShardedTable):
         seed: int,
         first_row: int = 0,
         by_group: bool = True,
-    ) -> Tensor:
-        """As `Table.forward`; every process brings as many tokens."""
+    ) -> Arriving:
+        """As `Table.start`: the pooled slices are on their way."""
         slots_NK, weights_NhK = slots.flatten(1), values.transpose(1, 2).flatten(2).to(self.part.dtype)
         num_tokens, num_cores, num_slots = weights_NhK.shape
         slices = self._slices(num_cores)
@@ -79,8 +84,13 @@ class ColumnTable(ShardedTable):
         pooled = scale_gradient(pooled, 1 / self.num_ranks)
         numbers = [num_tokens * pooled.shape[1] * size for size in self.sizes]
         own = [numbers[self.axis.get_local_rank()]] * len(numbers)
-        parts = exchange(pooled.flatten(), own, numbers, self.axis).split(numbers)
-        return torch.cat([part.view(num_tokens, pooled.shape[1], -1) for part in parts], dim=-1)
+        slices_way, shape = Exchange(own, numbers, self.axis), (num_tokens, pooled.shape[1], -1)
+
+        def finish(pieces: Tensor) -> Tensor:
+            parts = slices_way.wait(pieces).split(numbers)
+            return torch.cat([part.view(shape) for part in parts], dim=-1)
+
+        return Arriving(slices_way.start(pooled.flatten()), finish)
 
     def dot(
         self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0

@@ -22,6 +22,8 @@ class Passes(NamedTuple):
 
     forward: float
     backward: float
+    again: float = 0
+    """Sent once more where activations are computed again in the backward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ def sent_by_columns(read: Read, num_shards: int, shard: int = 0) -> Passes:
 
     Example:
         >>> sent_by_columns(Read(num_tokens=10, num_slots=8, num_rows=100, width=32), num_shards=2)
-        Passes(forward=1280, backward=960)
+        Passes(forward=1280, backward=960, again=640)
     """
     sizes, others = shard_sizes(read.width, num_shards), num_shards - 1
     mine, theirs = sizes[shard], read.width - sizes[shard]
@@ -74,7 +76,8 @@ def sent_by_columns(read: Read, num_shards: int, shard: int = 0) -> Passes:
     if read.num_pooled is None:
         inputs = read.num_tokens * NUMBER_BYTES
         products = slots * NUMBER_BYTES * others
-        return Passes(gathered + inputs * theirs + products, products + inputs * mine * others)
+        forward = gathered + inputs * theirs + products
+        return Passes(forward, products + inputs * mine * others, forward)
     starts = [sum(sizes[:before]) for before in range(num_shards)]
     cores = [
         len(slice_cores(start, size, read.width, read.num_cores).cores)
@@ -82,8 +85,8 @@ def sent_by_columns(read: Read, num_shards: int, shard: int = 0) -> Passes:
     ]
     sums = read.num_tokens * read.num_pooled * NUMBER_BYTES
     weights = slots * NUMBER_BYTES
-    forward = gathered + weights * (sum(cores) - cores[shard]) + sums * mine * others
-    return Passes(forward, sums * theirs + weights * cores[shard] * others)
+    asked = gathered + weights * (sum(cores) - cores[shard])
+    return Passes(asked + sums * mine * others, sums * theirs + weights * cores[shard] * others, asked)
 
 
 def sent_by_rows(read: Read, num_shards: int) -> Passes:
@@ -102,7 +105,8 @@ def pools_at_owners(read: Read, num_shards: int) -> bool:
         >>> [pools_at_owners(read, num_shards) for num_shards in (8, 16, 64)]
         [True, True, False]
     """
-    return sum(sent_by_pooled_rows(read, num_shards)) < sum(sent_by_fetched_rows(read, num_shards))
+    sums, rows = sent_by_pooled_rows(read, num_shards), sent_by_fetched_rows(read, num_shards)
+    return sums.forward + sums.backward < rows.forward + rows.backward
 
 
 def sent_by_fetched_rows(read: Read, num_shards: int, fetched: float | None = None) -> Passes:
@@ -115,13 +119,14 @@ def sent_by_fetched_rows(read: Read, num_shards: int, fetched: float | None = No
 
     Example:
         >>> sent_by_fetched_rows(Read(num_tokens=10, num_slots=8, num_rows=100, width=32), num_shards=2, fetched=25)
-        Passes(forward=3308, backward=3200)
+        Passes(forward=3308, backward=3200, again=3308)
     """
     if fetched is None:
         fetched = read.distinct_rows() * (num_shards - 1) / num_shards
     counts = 8 * (num_shards - 1)
     rows = fetched * read.width * NUMBER_BYTES
-    return Passes(counts + fetched * read.index_bytes + rows, rows)
+    forward = counts + fetched * read.index_bytes + rows
+    return Passes(forward, rows, forward)
 
 
 def sent_by_pooled_rows(read: Read, num_shards: int, reads: float | None = None, bags: float | None = None) -> Passes:
@@ -137,7 +142,7 @@ def sent_by_pooled_rows(read: Read, num_shards: int, reads: float | None = None,
     Example:
         >>> read = Read(num_tokens=10, num_slots=8, num_rows=100, width=32)
         >>> sent_by_pooled_rows(read, num_shards=2, reads=40, bags=10)
-        Passes(forward=1656, backward=1440)
+        Passes(forward=1656, backward=1440, again=376)
     """
     of_others = (num_shards - 1) / num_shards
     if reads is None:
@@ -145,10 +150,12 @@ def sent_by_pooled_rows(read: Read, num_shards: int, reads: float | None = None,
     if bags is None:
         bags = read.num_tokens * expected_distinct(read.num_slots, num_shards * (read.num_pooled or 1)) * of_others
     asked = 16 * (num_shards - 1) + (reads + bags) * read.index_bytes
-    scores = reads * (read.num_cores if read.num_pooled else 1) * NUMBER_BYTES
-    sums = bags * read.width * NUMBER_BYTES
-    # The same numbers go forth and back for both: scores and sums, or products and inputs.
-    return Passes(asked + scores + sums, sums + scores)
+    vectors = bags * read.width * NUMBER_BYTES  # sums, or inputs
+    if read.num_pooled is None:
+        products = reads * NUMBER_BYTES
+        return Passes(asked + vectors + products, products + vectors, asked + vectors + products)
+    scores = reads * read.num_cores * NUMBER_BYTES
+    return Passes(asked + scores + vectors, vectors + scores, asked + scores)
 
 
 def sent_by_replicas(touched: float, num_rows: int, width: int, num_replicas: int, *, sparse: bool) -> float:
@@ -188,7 +195,7 @@ def sent_by_trunk(blocks: int, rest: int, num_shards: int) -> Passes:
 
     Example:
         >>> sent_by_trunk(blocks=100, rest=20, num_shards=4)
-        Passes(forward=360.0, backward=660.0)
+        Passes(forward=360.0, backward=660.0, again=0)
     """
     share = NUMBER_BYTES * (num_shards - 1) / num_shards
     return Passes(share * (blocks + rest), share * (2 * blocks + rest))

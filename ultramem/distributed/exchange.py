@@ -5,29 +5,80 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 
 # torch 2.13 renamed it and warns of the old name; 2.11 has only that.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-def exchange(pieces: Tensor, send: Sequence[int], receive: Sequence[int], axis: DeviceMesh) -> Tensor:
-    """Give every process of an axis its piece, and get one from each: a differentiable all-to-all.
+class Exchange:
+    """A differentiable all-to-all that is started in one place and awaited in another.
 
-    Nobody waits before the result is used. The backward pass sends the gradients the way back.
+    Every process of an axis gives each one its piece, and gets one from each. In the backward pass the gradients go the
+    way back: they are sent where the pieces were awaited, and awaited where the pieces were sent. What is computed
+    between the two places overlaps in both passes.
 
     Args:
-        pieces: ``(sum(send), ...)``, the pieces for process 0, 1, ... of the axis behind each other.
-        send: length of each piece.
+        send: length of the piece for process 0, 1, ... of the axis.
         receive: length of the piece that comes from each process.
         axis: a mesh of one dimension.
-
-    Returns:
-        ``(sum(receive), ...)``, the pieces in the order of the processes.
     """
-    exchanged = all_to_all_single_autograd if pieces.requires_grad else all_to_all_single
-    return exchanged(pieces.contiguous(), list(receive), list(send), axis)
+
+    def __init__(self, send: Sequence[int], receive: Sequence[int], axis: DeviceMesh):
+        self._send, self._receive, self._axis = list(send), list(receive), axis
+
+    def start(self, pieces: Tensor) -> Tensor:
+        """Send ``(sum(send), ...)``, the pieces behind each other; only `wait` may use what is returned."""
+        return _Start.apply(pieces, self)
+
+    def wait(self, arriving: Tensor) -> Tensor:
+        """Return ``(sum(receive), ...)``, the pieces in the order of the processes, given what `start` returned."""
+        return _Wait.apply(arriving, self)
+
+    def post(self, pieces: Tensor, *, back: bool) -> Tensor:
+        """Start one way; what is returned is filled when `all_to_all` has returned it."""
+        send, receive = (self._receive, self._send) if back else (self._send, self._receive)
+        arriving = pieces.new_empty(sum(receive), *pieces.shape[1:])
+        group = self._axis.get_group()
+        work = dist.all_to_all_single(arriving, pieces.contiguous(), receive, send, group, async_op=True)
+        self._under_way = work, arriving
+        return arriving
+
+    def all_to_all(self) -> Tensor:
+        """Await what was posted last."""
+        work, arriving = self._under_way
+        del self._under_way
+        work.wait()
+        return arriving
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pieces: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.post(pieces, back=False)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.all_to_all(), None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, arriving: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.all_to_all().detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.exchange.post(gradient, back=True)
+        return gradient, None  # of the right shape: the gradient of the pieces is awaited by `_Start`
+
+
+def exchange(pieces: Tensor, send: Sequence[int], receive: Sequence[int], axis: DeviceMesh) -> Tensor:
+    """An `Exchange` that is awaited at once."""
+    whole = Exchange(send, receive, axis)
+    return whole.wait(whole.start(pieces))
 
 
 class Gathering:
@@ -58,7 +109,7 @@ class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
-        return tensor.view_as(tensor)
+        return tensor.detach()
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:

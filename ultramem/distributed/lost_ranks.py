@@ -35,11 +35,15 @@ def name_lost_ranks(patience_seconds: float = 5.0) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # gloo's own errors have no type; their text begins with the place in its source.
-        if not dist.is_initialized() or not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+        if not dist.is_initialized() or not (isinstance(error, dist.DistError) or _is_gloos(error)):
             raise
         message = f"rank {dist.get_rank()}: {_operation(error)} failed ({_reason(error)}); {_lost(patience_seconds)}"
         raise LostRankError(f"{message}. The last checkpoint stays: start all ranks again") from error
+
+
+def _is_gloos(error: RuntimeError) -> bool:
+    """gloo's errors have no type: their text begins with the place in its source, or says what closed a connection."""
+    return "/gloo/" in str(error) or "caused pair closure" in str(error)
 
 
 def _reason(error: RuntimeError) -> str:
@@ -52,6 +56,8 @@ def _operation(error: RuntimeError) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     within = [frame.name for frame in frames if Path(frame.filename).is_relative_to(_TORCH)]
     operation = next((name for name in reversed(within) if name != "wrapper"), "a collective")
+    if Path(frames[-1].filename).is_relative_to(_PACKAGE):  # awaited by our own hand: who awaits has its name
+        operation = frames.pop().name
     callers = [frame for frame in frames if Path(frame.filename).is_relative_to(_PACKAGE)]
     called = f", called by {callers[-1].name} in {Path(callers[-1].filename).name}" if len(callers) > 1 else ""
     return operation + called

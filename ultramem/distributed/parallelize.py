@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from ultramem.distributed.activation_checkpoint import checkpoint_activations
@@ -28,6 +28,7 @@ def parallelize(
     """
     if mesh is not None:
         shard_tables(model, mesh.tables, table_style)
+        model.model.reads_ahead = mesh.tables["shard"].size() > 1
     if activation_checkpointing:
         checkpoint_activations(model)
     if compile and mesh is None:
@@ -50,8 +51,14 @@ def shard_trunk(model: Any, mesh: DeviceMesh) -> None:
     decoder = model.model
     num_shards = mesh["shard"].size()
     options: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": lambda weight: even_shard(weight, num_shards)}
-    for module in (*decoder.layers, *decoder.memory_layers):
+    modules = [*decoder.layers, *decoder.memory_layers]
+    if decoder.reads_ahead:  # a memory layer's projection is called long after the rest of it
+        modules[:0] = [layer.out_proj for layer in decoder.memory_layers if list(layer.out_proj.parameters())]
+    for module in modules:
         fully_shard(module, reshard_after_forward=num_shards > 1, **options)
+    if decoder.reads_ahead:
+        for layer in decoder.memory_layers:
+            register_fsdp_forward_method(layer, "read")
     # The embedding is used first and the output layer last: both stay gathered in between.
     fully_shard(model, reshard_after_forward=False, ignored_params=tables, **options)
     for module in model.modules():

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ultramem import ops
-from ultramem.distributed.exchange import exchange, scale_gradient
+from ultramem.distributed.exchange import Exchange, exchange, scale_gradient
 from ultramem.distributed.sharded_table import ShardedTable
+from ultramem.layers.memory import Arriving
 
 
-def lookup(table: ShardedTable, rows_NK: Tensor, groups_NK: Tensor, weights_NhK: Tensor, num_groups: int) -> Tensor:
-    """Pool rows of a table that is divided by rows, by group and core -> ``(N, num_groups, D_v)``."""
+def lookup(table: ShardedTable, rows_NK: Tensor, groups_NK: Tensor, weights_NhK: Tensor, num_groups: int) -> Arriving:
+    """Pool rows of a table that is divided by rows, by group and core -> ``(N, num_groups, D_v)`` on their way."""
     num_tokens, num_cores, _ = weights_NhK.shape
     tokens = torch.arange(num_tokens, device=rows_NK.device)
     num_bags = num_tokens * num_groups
@@ -38,11 +39,16 @@ def lookup(table: ShardedTable, rows_NK: Tensor, groups_NK: Tensor, weights_NhK:
     )
     # Divided on the way in and multiplied on the way out: only the table's own gradient keeps the division.
     sums = scale_gradient(sums.squeeze(1), 1 / table.num_ranks)
-    sums = exchange(sums, asked.bags_of_others, asked.bags, table.axis)
+    sums_way = Exchange(asked.bags_of_others, asked.bags, table.axis)
     # In the order of the bags: several owners have a sum for one.
     bags, order = asked.bag_numbers.sort(stable=True)
     first_sums = torch.searchsorted(bags, torch.arange(num_bags, device=bags.device))
-    return F.embedding_bag(order, sums, first_sums, mode="sum").view(num_tokens, num_groups, -1)
+
+    def finish(pieces: Tensor) -> Tensor:
+        pooled = F.embedding_bag(order, sums_way.wait(pieces), first_sums, mode="sum")
+        return pooled.view(num_tokens, num_groups, -1)
+
+    return Arriving(sums_way.start(sums), finish)
 
 
 def gather_dot(table: ShardedTable, rows_NK: Tensor, inputs: Tensor) -> Tensor:

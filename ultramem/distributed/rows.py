@@ -1,12 +1,14 @@
 """A table by rows: rows are pooled at their owners or fetched from them, whichever sends fewer bytes."""
 
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from ultramem.distributed import fetched_rows, pooled_rows
 from ultramem.distributed.communication import Read, pools_at_owners
 from ultramem.distributed.sharded_table import ShardedTable
+from ultramem.layers.memory import Arriving, arrived
 from ultramem.ops.lookup.permutation import Placement, physical_rows
 
 
@@ -15,7 +17,11 @@ class RowTable(ShardedTable):
 
     dim = 0
 
-    def forward(
+    def forward(self, slots: Tensor, values: Tensor, **placement: Any) -> Tensor:
+        """As `Table.forward`; every process brings as many tokens."""
+        return arrived(self.start(slots, values, **placement))
+
+    def start(  # type: ignore[override]
         self,
         slots: Tensor,
         values: Tensor,
@@ -25,8 +31,8 @@ class RowTable(ShardedTable):
         seed: int,
         first_row: int = 0,
         by_group: bool = True,
-    ) -> Tensor:
-        """As `Table.forward`; every process brings as many tokens."""
+    ) -> Tensor | Arriving:
+        """As `Table.start`: sums may be on their way, fetched rows are pooled."""
         num_groups = expansion if by_group else 1
         weights_NhK = values.transpose(1, 2).flatten(2).to(self.part.dtype)
         placement = Placement(num_keys, expansion, seed, first_row)

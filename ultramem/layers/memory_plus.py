@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.memory import MemoryLayer, MemoryRead
 from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import ProductKeyRetrieval
 from ultramem.layers.tables import Table, placement
 
 
-class MemoryPlusLayer(nn.Module):
+class MemoryPlusLayer(MemoryLayer):
     """A product-key memory layer, normalised queries and keys, whose pooled rows pass a gate.
 
     ``(y * silu(x W_1)) W_2`` with y the pooled rows. All such layers of a model read one table. Its values start as
@@ -73,14 +73,14 @@ class MemoryPlusLayer(nn.Module):
         for projection in (self.gate_proj, self.out_proj):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
 
-    def forward(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryOutput:
+    def read(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryRead:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         values, slots = self.retrieval(self.query(hidden_states, context))
-        pooled = table(slots, values.softmax(dim=-1), **self.placement._asdict()).view(batch, length, -1)
-        return MemoryOutput(
-            hidden_states=self.out_proj(pooled * F.silu(self.gate_proj(hidden_states))),
+        return MemoryRead(
+            gate=F.silu(self.gate_proj(hidden_states)),
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=values.detach().view(batch, length, *values.shape[1:]),
+            pooled=table.start(slots, values.softmax(dim=-1), **self.placement._asdict()),
         )

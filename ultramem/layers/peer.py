@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.memory import MemoryLayer, MemoryRead
 from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import ProductKeyRetrieval
 from ultramem.layers.tables import GatedTable, placement
@@ -39,7 +39,7 @@ def expert_stds(
     return hidden_size**-0.5, sqrt(top_k / (2 * num_layers * num_heads * mean_square))
 
 
-class PEERLayer(nn.Module):
+class PEERLayer(MemoryLayer):
     """``sum over heads and chosen experts of weight * activation(<down, x>) * up``; a head's weights are a softmax.
 
     Args:
@@ -90,6 +90,7 @@ class PEERLayer(nn.Module):
         self.retrieval = ProductKeyRetrieval(
             num_heads=1, num_keys=self.placement.num_keys, key_size=key_size, top_k=top_k, norm=qk_norm
         )
+        self.out_proj = nn.Identity()  # the up vectors are as wide as the hidden states
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,7 +98,7 @@ class PEERLayer(nn.Module):
         self.query.reset_parameters()
         self.retrieval.reset_parameters()
 
-    def forward(self, hidden_states: Tensor, table: GatedTable, context: Context = None) -> MemoryOutput:
+    def read(self, hidden_states: Tensor, table: GatedTable, context: Context = None) -> MemoryRead:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         queries = self.query(hidden_states, context)
@@ -107,10 +108,9 @@ class PEERLayer(nn.Module):
         products = table.pre_values.dot(slots, hidden_states.flatten(0, 1), **self.placement._asdict())
         activate, _ = ACTIVATIONS[self.activation]
         weights = scores.softmax(dim=-1) * activate(products)
-        output = table.values(slots, weights[:, :, None], **self.placement._asdict())
-        return MemoryOutput(
-            hidden_states=output.view(batch, length, -1),
+        return MemoryRead(
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=scores.detach().view(batch, length, *slots.shape[1:]).unsqueeze(-2),
+            pooled=table.values.start(slots, weights[:, :, None], **self.placement._asdict()),
         )

@@ -6,7 +6,7 @@ Lample et al. 2019; the settings are UltraMem's Table 2, from "PKM" down to "IVE
 import torch
 from torch import Tensor, nn
 
-from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.memory import MemoryLayer, MemoryRead
 from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import ProductKeyRetrieval
 from ultramem.layers.tables import Table, placement
@@ -17,7 +17,7 @@ def value_std(value_size: int) -> float:
     return value_size**-0.5
 
 
-class PKMLayer(nn.Module):
+class PKMLayer(MemoryLayer):
     """A product-key memory layer; the defaults are PKM as published.
 
     Args:
@@ -89,15 +89,14 @@ class PKMLayer(nn.Module):
         if isinstance(self.out_proj, nn.Linear):
             nn.init.normal_(self.out_proj.weight, std=self.out_proj.in_features**-0.5)
 
-    def forward(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryOutput:
+    def read(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryRead:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         values, slots = self.retrieval(self.query(hidden_states, context))
         weights = values.softmax(dim=-1) if self.softmax else values
-        pooled = table(slots, weights, **self.placement._asdict()).view(batch, length, -1)
-        return MemoryOutput(
-            hidden_states=self.out_proj(pooled),
+        return MemoryRead(
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=values.detach().view(batch, length, *values.shape[1:]),
+            pooled=table.start(slots, weights, **self.placement._asdict()),
         )

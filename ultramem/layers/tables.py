@@ -1,11 +1,13 @@
 """The table: rows that memory layers read. It is a module of its own, handed to a layer's ``forward``."""
 
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ultramem import ops
+from ultramem.layers.memory import Arriving
 from ultramem.layers.stepped_lookup import RowStep, SteppedLookup
 
 
@@ -91,6 +93,10 @@ class Table(nn.Module):
         if self.row_step is not None and torch.is_grad_enabled():
             return SteppedLookup.apply(self.weight, slots, weights, placement, by_group, self.row_step)
         return ops.lookup(self.weight, slots, weights, **placement._asdict(), by_group=by_group, sparse=self.sparse)
+
+    def start(self, slots: Tensor, values: Tensor, **placement: Any) -> Tensor | Arriving:
+        """`forward`, whose pooled rows may still be on their way: `ultramem.layers.memory.arrived` awaits them."""
+        return self(slots, values, **placement)
 
     def dot(
         self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0

@@ -8,7 +8,7 @@ from math import sqrt
 
 from torch import Tensor, nn
 
-from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.memory import MemoryLayer, MemoryRead
 from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import TuckerRetrieval
 from ultramem.layers.scores import simulated_values
@@ -20,7 +20,7 @@ def value_std(*, expansion: int, top_k: int, num_heads: int, num_layers: int) ->
     return sqrt(expansion / (2 * top_k * num_heads * num_layers))
 
 
-class UltraMemLayer(nn.Module):
+class UltraMemLayer(MemoryLayer):
     """A sparse memory layer that reads ``num_heads * top_k`` rows of a table for every token.
 
     Args:
@@ -105,14 +105,13 @@ class UltraMemLayer(nn.Module):
         spread = root_mean_square / mean
         nn.init.normal_(self.out_proj.weight, std=self.out_proj.in_features**-0.5 / spread)
 
-    def forward(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryOutput:
+    def read(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryRead:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         values, slots = self.retrieval(self.query(hidden_states, context))
-        pooled = table(slots, values, **self.placement._asdict()).view(batch, length, -1)
-        return MemoryOutput(
-            hidden_states=self.out_proj(pooled),
+        return MemoryRead(
             auxiliary_loss=self.retrieval.auxiliary_loss(),
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=values.detach().view(batch, length, *values.shape[1:]),
+            pooled=table.start(slots, values, **self.placement._asdict()),
         )

@@ -6,7 +6,7 @@ pre-values' product with a projection of hidden (N, D_p) -> pooled (N, D_v) -> p
 
 from torch import Tensor, nn
 
-from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.memory import MemoryLayer, MemoryRead
 from ultramem.layers.query import Context, Query
 from ultramem.layers.retrieval import TuckerRetrieval
 from ultramem.layers.scores import simulated_values
@@ -50,7 +50,7 @@ def value_std(
     return (output_variance / (gated_sum * projection)) ** 0.25
 
 
-class UltraMemV2Layer(nn.Module):
+class UltraMemV2Layer(MemoryLayer):
     """A memory layer for every block, in parallel to its feed-forward branch.
 
     What differs from `UltraMemLayer`: every Tucker rank has its own query and keys of full width; a slot's values are
@@ -139,20 +139,19 @@ class UltraMemV2Layer(nn.Module):
         for projection in (self.pre_proj, self.out_proj):
             nn.init.normal_(projection.weight, std=(_MATRIX_GAIN / self.pre_proj.in_features) ** 0.5)
 
-    def forward(self, hidden_states: Tensor, table: GatedTable, context: Context = None) -> MemoryOutput:
+    def read(self, hidden_states: Tensor, table: GatedTable, context: Context = None) -> MemoryRead:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         query = self.query(hidden_states, context)
         values, slots = self.retrieval(query)
         gates = table.pre_values.dot(slots, self.pre_proj(hidden_states).flatten(0, 1), **self.placement._asdict())
         gated = values * gates[:, :, None]
-        pooled = table.values(slots, gated, **self.placement._asdict(), by_group=False).view(batch, length, -1)
         auxiliary_loss = self.retrieval.auxiliary_loss()
         if self.balance_coef:
             auxiliary_loss = auxiliary_loss + self.balance_coef * self.retrieval.balance_loss(query, slots).float()
-        return MemoryOutput(
-            hidden_states=self.out_proj(pooled),
+        return MemoryRead(
             auxiliary_loss=auxiliary_loss,
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=values.detach().view(batch, length, *values.shape[1:]),
+            pooled=table.values.start(slots, gated, **self.placement._asdict(), by_group=False),
         )

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from ultramem.layers import peer, pkm, ultramem, ultramem_v2
+from ultramem.layers.memory import MemoryLayer
 from ultramem.layers.memory_plus import MemoryPlusLayer
 from ultramem.layers.mlp import GELUMLP, SwiGLU
 from ultramem.layers.moe import MoE
@@ -16,8 +17,6 @@ from ultramem.layers.ultramem import UltraMemLayer
 from ultramem.layers.ultramem_v2 import UltraMemV2Layer
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.sharing import table_rows, unit_windows
-
-MemoryLayer = UltraMemLayer | UltraMemV2Layer | PKMLayer | MemoryPlusLayer | PEERLayer
 
 
 def feed_forward(config: UltraMemConfig, kind: str) -> nn.Module:

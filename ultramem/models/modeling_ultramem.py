@@ -7,6 +7,7 @@ output is added to x after block k' (UltraMem, arXiv 2411.12364, section 3.1 and
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
-from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.memory import MemoryLayer, MemoryOutput, MemoryRead
 from ultramem.layers.mlp import GELUMLP, SwiGLU
 from ultramem.layers.moe import MoE, MoEOutput
 from ultramem.layers.query import Context, ConvState
 from ultramem.layers.tables import Table
 from ultramem.models.attention import Attention
-from ultramem.models.branches import MemoryLayer, feed_forward, memory_layer, memory_tables
+from ultramem.models.branches import feed_forward, memory_layer, memory_tables
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.decoding import DecodeGraph
 from ultramem.models.loss import next_token_loss
@@ -150,7 +151,9 @@ class UltraMemPreTrainedModel(PreTrainedModel):
 class UltraMemModel(UltraMemPreTrainedModel):
     """The decoder without its output layer: embedding, blocks, memory units, final norm.
 
-    `memory_layers[i]` belongs to `config.memory_units[i]` and reads `tables[unit_tables[i]]`.
+    `memory_layers[i]` belongs to `config.memory_units[i]` and reads `tables[unit_tables[i]]`. With `reads_ahead` a unit
+    k:k' reads at block k and projects after block k': what other processes pool for it is on its way in between, and so
+    are its gradients in the backward pass.
 
     Args:
         config: the model's configuration.
@@ -173,6 +176,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
         self.memory_dropout = nn.Dropout(config.dropout)
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # it reads the rotary fields alone
+        self.reads_ahead = False  # set by `ultramem.distributed.parallelize`
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -235,6 +239,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
         inputs: list[Tensor] = []
         running: dict[int, Running] = {}
         memory: dict[int, MemoryOutput] = {}
+        layers: Any = self.memory_layers
         beside = can_overlap(hidden_states)
         for index, block in enumerate(self.layers):
             if output_hidden_states:
@@ -259,6 +264,8 @@ class UltraMemModel(UltraMemPreTrainedModel):
                     running[unit] = Running(read_memory, normed, beside=beside and add > read)
                 if add == index:
                     arrived = running.pop(unit).wait()
+                    if isinstance(arrived, MemoryRead):
+                        arrived = layers[unit].output(arrived)
                     auxiliary_losses.append(arrived.auxiliary_loss)
                     hidden_states = hidden_states + self.memory_dropout(arrived.hidden_states)
                     if output_memory:
@@ -277,17 +284,20 @@ class UltraMemModel(UltraMemPreTrainedModel):
 
     def _read_memory(
         self, unit: int, normed: Tensor, padding_mask: Tensor | None, past_key_values: Cache | None
-    ) -> MemoryOutput:
-        """Runs one memory unit on the normed input `(B, T, D)` of its block's feed-forward branch."""
-        layer, table = self.memory_layers[unit], self.tables[self.unit_tables[unit]]
+    ) -> MemoryOutput | MemoryRead:
+        """Runs a memory unit, or its first phase, on the normed input `(B, T, D)` of its block's own branch."""
+        layer: Any = self.memory_layers[unit]
+        table = self.tables[self.unit_tables[unit]]
+        run = layer.read if self.reads_ahead else layer
         if padding_mask is not None:  # `(B, T)`: what stands at padding must not reach a token by the convolution
             normed = normed * padding_mask.unsqueeze(-1)
         context: Context = None
         if past_key_values is not None and self.config.memory_query_conv_size > 1:
             context = self._conv_context(normed, self.unit_blocks[unit][0], past_key_values)
         if self.gradient_checkpointing and self.training:
-            return MemoryOutput(*checkpoint(layer, normed, table, context, use_reentrant=False, context_fn=_keep_slots))
-        return layer(normed, table, context)
+            kept = checkpoint(run, normed, table, context, use_reentrant=False, context_fn=_keep_slots)
+            return MemoryRead(*kept) if self.reads_ahead else MemoryOutput(*kept)
+        return run(normed, table, context)
 
     def _conv_context(self, normed: Tensor, block: int, past_key_values: Cache) -> Tensor | ConvState:
         """The inputs of a convolution before `normed`, which the cache keeps for the next call, or the layer does."""

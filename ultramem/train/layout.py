@@ -152,7 +152,7 @@ def _trunk_traffic(config: TrainConfig, num_processes: int, num_shards: int) -> 
     trunk = parameters.total - parameters.tables
     rest = parameters.embeddings + config.model.hidden_size  # and the last norm
     passes = sent_by_trunk(blocks=trunk - rest, rest=rest, num_shards=num_shards)
-    gathered = sum(passes) * _micro_batches(config, num_processes).total()
+    gathered = (passes.forward + passes.backward) * _micro_batches(config, num_processes).total()
     num_replicas = num_processes // num_shards
     return [
         Traffic(gathered, num_shards),
@@ -162,14 +162,13 @@ def _trunk_traffic(config: TrainConfig, num_processes: int, num_shards: int) -> 
 
 def _table_traffic(config: TrainConfig, num_processes: int, style: TableStyle, num_shards: int) -> list[Traffic]:
     model: Any = config.model
-    # A read is exchanged again where its activations are computed again.
-    forwards = 2 if config.activation_checkpointing else 1
     exchanged = 0.0
     for sequences, times in _micro_batches(config, num_processes).items():
         for read in unit_reads(model, sequences * config.sequence_length):
             if num_shards > 1:
                 sent = (sent_by_columns if style == "columns" else sent_by_rows)(read, num_shards)
-                exchanged += times * len(model.memory_units) * (forwards * sent.forward + sent.backward)
+                again = sent.again if config.activation_checkpointing else 0
+                exchanged += times * len(model.memory_units) * (sent.forward + sent.backward + again)
     return [Traffic(exchanged, num_shards), _replica_traffic(config, num_processes, style, num_shards)]
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ultramem.distributed.agreement import sum_over_ranks
-from ultramem.layers.memory import MemoryOutput
+from ultramem.layers.memory import MemoryLayer, MemoryOutput
 from ultramem.layers.retrieval import TuckerRetrieval
-from ultramem.models.branches import MemoryLayer
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.ops import physical_rows
 
