@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import demo
+from tests.anchors import anchors
 from ultramem.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -59,9 +60,12 @@ def test_the_tree_exists():
 PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)#]+)\)", PROSE))
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http)([^)]+)\)", PROSE))
 def test_links_lead_somewhere(link):
-    assert (ROOT / link).exists()
+    path, _, anchor = link.partition("#")
+    target = ROOT / path if path else ROOT / "README.md"
+    assert target.exists()
+    assert not anchor or anchor in anchors(target.read_text())
 
 
 def test_the_results_state_speed_and_memory():

@@ -29,7 +29,7 @@ from ultramem.train.config import TrainConfig
 
 EXPERIMENT = "knowledge"
 EXPOSURES = 100
-NUMBERS_OF_PEOPLE = (500, 2000, 8000)
+NUMBERS_OF_PEOPLE = (1000, 4000, 16000)
 VOCABULARY = 2048
 
 # A trunk so small that a few thousand people fill it; FLOPs a token agree within 5 percent.

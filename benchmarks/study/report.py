@@ -7,9 +7,10 @@ import argparse
 from pathlib import Path
 
 from benchmarks.study import sections
+from benchmarks.study.caveats import caveats
 from benchmarks.study.results import KEPT, Results
-from benchmarks.study.scales import SCALES
-from benchmarks.study.tables import Row, provenance
+from benchmarks.study.speed import speed
+from benchmarks.study.tables import Row, by_scale, provenance
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/results.md"
@@ -25,15 +26,19 @@ TITLES = {
     "knowledge": "Stored facts",
 }
 EXPLANATIONS = {
-    "equal_compute": "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's.",
+    "equal_compute": "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are of "
+    "runs that had the machine to themselves; a loss in the dense model's time is that of a run on its way, whose "
+    "learning rate has not come down.",
     "dense_equivalent": "Larger dense models on the same tokens; the size between two of them is interpolated.",
     "table_size": "UltraMem with fewer rows, and as many parameters in its matrices.",
-    "ladder": "One seed a rung. Where a spread stands, the same settings ran more than once, at different commits: "
-    "so far two runs part on a GPU, and a step is to be read against that.",
-    "learning_rates": "Runs half as long; the best of each model is what the other experiments take.",
+    "ladder": "Where a spread stands, a rung ran more than once, with another seed or at another commit: so far two "
+    "runs part on a GPU, and a step is to be read against that.",
+    "learning_rates": "Runs half as long; the best of each model, in bold, is what the other experiments take. A model "
+    "that was not tried takes the rates of the nearest: dense for what has no memory, UltraMem for what has one.",
     "knowledge": "Synthetic biographies, each person told of a hundred times; a person's facts hold 46.6 bits.",
 }
-NOTHING_KEPT = "Nothing is kept yet.\n"
+WHAT_CAVEATS_ARE = "What the kept numbers say against them, each with its row; it grows with what is measured."
+NOT_MEASURED = "Not measured yet"
 
 
 def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
@@ -41,10 +46,12 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
     parts: list[str] = []
     plots: dict[str, str] = {}
     for experiment, title in TITLES.items():
+        command = f"`python -m benchmarks.study.{experiment}`"
         rows = Results(experiment, kept, kept).rows()
-        scales = [scale for scale in (*SCALES, None) if any(row.get("scale") == scale for row in rows)]
-        for scale in scales:
-            of_scale = [row for row in rows if row.get("scale") == scale]
+        if not rows:
+            parts.append(f"### {title}\n\n{EXPLANATIONS[experiment]} {NOT_MEASURED}: {command}.\n")
+        for of_scale in by_scale(rows):
+            scale = of_scale[0].get("scale")
             section = _section(experiment, of_scale, kept)
             named = {f"{scale}_{name}" if scale else name: svg for name, svg in section.plots.items()}
             plots |= named
@@ -52,14 +59,16 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
                 "\n".join(
                     [
                         f"### {title}" + (f", {scale}" if scale else "") + "\n",
-                        f"{EXPLANATIONS[experiment]} `python -m benchmarks.study.{experiment}`; "
-                        f"`benchmarks/results/study/{experiment}.jsonl`: {provenance(of_scale)}",
+                        f"{EXPLANATIONS[experiment]} {command}; `benchmarks/results/study/{experiment}.jsonl`: "
+                        f"{provenance(of_scale)}",
                         section.text,
                         *(f"![{title}]({PLOTS.name}/{name})\n" for name in named),
                     ]
                 )
             )
-    return "\n".join(parts) or NOTHING_KEPT, plots
+    parts.append(f"### Speed\n\n{speed(kept.parent) or f'{NOT_MEASURED}: `make bench-gpu`.'}")
+    parts.append(f"### When not to use memory layers\n\n{WHAT_CAVEATS_ARE}\n\n{caveats(kept)}")
+    return "\n".join(parts), plots
 
 
 def _section(experiment: str, rows: list[Row], kept: Path) -> sections.Section:

@@ -2,6 +2,8 @@
 
 import math
 import multiprocessing
+import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -121,10 +123,23 @@ def start(run: Wanted, side_by_side: int) -> tuple[Connection, BaseProcess]:
     """Begin a run in a process of its own, which sends its row, or a traceback as text."""
     receiver, sender = _PROCESSES.Pipe(duplex=False)
     arguments = (sender, run.config, run.data, run.afterwards, run.labels | {"side_by_side": side_by_side})
-    process = _PROCESSES.Process(target=train_and_send, args=arguments)
+    process = _PROCESSES.Process(target=_train_while_wanted, args=arguments)
     process.start()
     sender.close()
     return receiver, process
+
+
+def _train_while_wanted(*arguments: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    train_and_send(*arguments)
+
+
+def _end_with_parent() -> None:
+    """However the parent ends: nobody would keep the row."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def train_and_send(

@@ -1,6 +1,6 @@
 """What the page says of each experiment, made of nothing but its rows: text and tables, and plots by file name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import log2
 from statistics import fmean
@@ -10,11 +10,16 @@ from benchmarks.study.ladder import PAPER, PAPER_ALONE
 from benchmarks.study.picture import picture
 from benchmarks.study.tables import (
     Row,
+    anchored,
     by_name,
+    by_settings,
+    difference,
     markdown_table,
     mean_of,
     millions,
     short_name,
+    step_seconds,
+    step_time,
     with_spread,
 )
 from ultramem.plots import Series
@@ -27,59 +32,113 @@ class Section(NamedTuple):
     plots: dict[str, str]
 
 
-def curve(name: str, runs: Sequence[Row], axis: str) -> Series:
-    """The mean validation loss of several seeds against tokens or seconds, and each seed's."""
-    lines = [[(point[axis], point["loss"]) for point in run["validation"]] for run in runs]
+def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:
+    """The mean validation loss of several seeds, and each seed's, against tokens; or seconds, if a step's are given."""
+    lines = [[(_x(point, runs[0], step), point["loss"]) for point in run["validation"]] for run in runs]
     mean = [(fmean(x for x, _ in points), fmean(y for _, y in points)) for points in zip(*lines, strict=True)]
     return Series(name, mean, lines if len(lines) > 1 else ())
 
 
+def _x(point: Row, run: Row, step: float | None) -> float:
+    if step is None:
+        return point["tokens"]
+    return point["tokens"] / run["tokens"] * run["settings"]["steps"] * step
+
+
+def loss_at(seconds: float, points: Sequence[tuple[float, float]]) -> float | None:
+    """The loss after so many seconds, between validations `(seconds, loss)`; none before the first.
+
+    Example:
+        >>> loss_at(15.0, [(10.0, 3.0), (20.0, 2.0)])
+        2.5
+    """
+    if seconds >= points[-1][0]:
+        return points[-1][1]
+    for (start, high), (end, low) in pairwise(points):
+        if start <= seconds <= end:
+            return high + (low - high) * (seconds - start) / (end - start)
+    return None
+
+
 def equal_compute(rows: list[Row]) -> Section:
     """Every rival: its size, its loss with its spread, and what a step of it takes."""
-    grouped = by_name(rows)
-    dense, *_ = (runs for runs in grouped.values() if runs[0]["settings"]["model"]["memory"] is None)
+    groups = by_settings(rows)
+    dense = next(runs for runs in groups if kind_of(runs[0]) == "dense")
+    in_dense_time = [loss_in(training_seconds(dense), runs) for runs in groups]
     table = markdown_table(
         ["model", "parameters", "FLOPs", "learning rate", "validation loss", "bits per byte", "training loss",
-         "ms a step", "seeds"],
+         "ms a step", "loss in the dense model's time", "seeds"],
         [
             [
-                short_name(runs[0]),
+                anchored("equal_compute", runs[0], short_name(runs[0])),
                 millions(runs[0]["parameters"]),
                 f"{runs[0]['flops_per_token'] / dense[0]['flops_per_token']:.3f}",
                 f"{runs[0]['settings']['optimizer']['learning_rate']:g}",
-                with_spread([run["validation_loss"] for run in runs]),
-                with_spread([run["bits_per_byte"] for run in runs], 4),
+                *losses(runs),
                 with_spread([run["training_loss"] for run in runs]),
-                with_spread([run["seconds_per_step"] * 1e3 for run in runs], 1),
+                step_time(runs),
+                "" if loss is None else f"{loss:.3f}",
                 str(len(runs)),
             ]
-            for runs in grouped.values()
+            for runs, loss in zip(groups, in_dense_time, strict=True)
         ],
     )  # fmt: skip
+    curves = {
+        "tokens": [curve(short_name(runs[0]), runs) for runs in groups],
+        "seconds of training": [curve(short_name(runs[0]), runs, step_seconds(runs)) for runs in groups
+                                if step_seconds(runs) is not None],
+    }  # fmt: skip
     plots = {
-        f"equal_compute_{axis}.svg": picture(
-            [curve(short_name(runs[0]), runs, axis) for runs in grouped.values()],
-            x_label=label,
-            y_label="validation loss",
-            leave_out=0.3,
-        )
-        for axis, label in (("tokens", "tokens"), ("seconds", "seconds of training"))
+        f"equal_compute_{label.split()[0]}.svg": picture(lines, x_label=label, y_label="validation loss", leave_out=0.3)
+        for label, lines in curves.items()
+        if lines
     }
     return Section(table, plots)
 
 
+def kind_of(row: Row) -> str:
+    """What a model's memories or feed-forward branches are."""
+    model = row["settings"]["model"]
+    return model["memory"] or ("moe" if model["ffn"] == "moe" else "dense")
+
+
+def losses(runs: Sequence[Row]) -> tuple[str, str]:
+    """Validation loss and bits per byte with their spread."""
+    return with_spread([run["validation_loss"] for run in runs]), with_spread([run["bits_per_byte"] for run in runs], 4)
+
+
+def training_seconds(runs: Sequence[Row]) -> float | None:
+    """What a run's steps take where it has the machine to itself."""
+    step = step_seconds(runs)
+    return None if step is None else step * runs[0]["settings"]["steps"]
+
+
+def loss_in(seconds: float | None, runs: Sequence[Row]) -> float | None:
+    """The mean loss after so many seconds of training; none where times are not known."""
+    step = step_seconds(runs)
+    if seconds is None or step is None:
+        return None
+    return loss_at(seconds, curve("", runs, step).points)
+
+
 def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
     """The dense sizes, and for each sparse model the size of the dense model that would be as good."""
-    points = sorted((row["active_parameters"], row["validation_loss"], short_name(row)) for row in rows)
+    sizes = sorted(by_settings(rows), key=lambda runs: runs[0]["parameters"])
+    points = [(runs[0]["active_parameters"], mean_of(runs, "validation_loss")) for runs in sizes]
     text = markdown_table(
-        ["dense model", "parameters", "validation loss", "ms a step"],
+        ["dense model", "parameters", "validation loss", "bits per byte", "ms a step", "seeds"],
         [
-            [short_name(row), millions(row["parameters"]), f"{row['validation_loss']:.3f}",
-             f"{row['seconds_per_step'] * 1e3:.1f}"]
-            for row in sorted(rows, key=lambda row: row["parameters"])
+            [
+                anchored("dense_equivalent", runs[0], short_name(runs[0])),
+                millions(runs[0]["parameters"]),
+                *losses(runs),
+                step_time(runs),
+                str(len(runs)),
+            ]
+            for runs in sizes
         ],
-    )  # fmt: skip
-    sparse = [runs for runs in by_name(rivals).values() if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]
+    )
+    sparse = [runs for runs in by_settings(rivals) if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]
     if sparse and len(points) > 1:
         text += "\n" + markdown_table(
             ["sparse model", "validation loss", "as good as a dense model of", "times its active parameters"],
@@ -90,7 +149,7 @@ def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
         )
     plot = picture(
         [
-            Series("dense", [(size, loss) for size, loss, _ in points]),
+            Series("dense", points),
             *(
                 Series(short_name(runs[0]), [(runs[0]["active_parameters"], mean_of(runs, "validation_loss"))])
                 for runs in sparse
@@ -102,9 +161,9 @@ def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
     return Section(text, {"dense_equivalent.svg": plot})
 
 
-def _equivalent(points: list[tuple[float, float, str]], runs: list[Row]) -> tuple[str, str]:
+def _equivalent(points: list[tuple[float, float]], runs: list[Row]) -> tuple[str, str]:
     """Log-linear interpolation between the dense sizes; beyond them no more than the bound is said."""
-    size = dense_size_for(mean_of(runs, "validation_loss"), [(size, loss) for size, loss, _ in points])
+    size = dense_size_for(mean_of(runs, "validation_loss"), points)
     if isinstance(size, str):
         return size, ""
     return millions(size), f"{size / runs[0]['active_parameters']:.2f}"
@@ -128,60 +187,77 @@ def dense_size_for(loss: float, points: Sequence[tuple[float, float]]) -> float 
 
 def table_size(rows: list[Row]) -> Section:
     """Loss, time and use of the table against its rows."""
-    rows = sorted(rows, key=lambda row: row["table_parameters"])
+    sizes = sorted(by_settings(rows), key=lambda runs: runs[0]["table_parameters"])
     text = markdown_table(
-        ["rows", "parameters of the tables", "validation loss", "ms a step", "rows read in validation"],
+        ["rows", "parameters of the tables", "validation loss", "bits per byte", "ms a step", "rows read in validation",
+         "seeds"],
         [
             [
-                short_name(row).rpartition("-")[2],
-                millions(row["table_parameters"]),
-                f"{row['validation_loss']:.3f}",
-                f"{row['seconds_per_step'] * 1e3:.1f}",
-                f"{fmean(health['rows_read'] for health in row['memory'].values()):.0%}",
+                anchored("table_size", runs[0], short_name(runs[0]).rpartition("-")[2]),
+                millions(runs[0]["table_parameters"]),
+                *losses(runs),
+                step_time(runs),
+                f"{fmean(health['rows_read'] for run in runs for health in run['memory'].values()):.0%}",
+                str(len(runs)),
             ]
-            for row in rows
+            for runs in sizes
         ],
-    )
-    smallest = rows[0]["table_parameters"]
-    points = [(log2(row["table_parameters"] / smallest), row["validation_loss"]) for row in rows]
-    plot = picture([Series("UltraMem", points)], x_label="doublings of the smallest table", y_label="validation loss")
+    )  # fmt: skip
+    smallest = sizes[0][0]["table_parameters"]
+
+    def line(of: Callable[[list[Row]], float]) -> list[tuple[float, float]]:
+        return [(log2(runs[0]["table_parameters"] / smallest), of(runs)) for runs in sizes]
+
+    seeds = min(len(runs) for runs in sizes)
+    each = [line(lambda runs, number=number: runs[number]["validation_loss"]) for number in range(seeds)]
+    mean = Series("UltraMem", line(lambda runs: mean_of(runs, "validation_loss")), each if seeds > 1 else ())
+    plot = picture([mean], x_label="doublings of the smallest table", y_label="validation loss")
     return Section(text, {"table_size.svg": plot})
 
 
 def ladder(rows: list[Row]) -> Section:
     """Each rung beside the paper's, and what varies alone against the rung below."""
     runs = {short_name(same[0]): same for same in by_name(rows).values()}
-    losses = {name: mean_of(same, "validation_loss") for name, same in runs.items()}
+    means = {name: mean_of(same, "validation_loss") for name, same in runs.items()}
     spread = {name: with_spread([row["validation_loss"] for row in same]) for name, same in runs.items()}
-    milliseconds = {name: mean_of(same, "seconds_per_step") * 1e3 for name, same in runs.items()}
-    rungs = [name for name in PAPER if name in losses]
-    below = {above[:2]: losses[name] for name, above in pairwise(PAPER) if name in losses}
-    paper_below = {above[:2]: PAPER[name] for name, above in pairwise(PAPER)}
+    rungs = [name for name in PAPER if name in means]
+    below = {above[:2]: name for name, above in pairwise(PAPER)}
 
-    def step(name: str, values: dict[str, float], lower: dict[str, float]) -> str:
-        return f"{values[name] - lower[name[:2]]:+.3f}" if name[:2] in lower else ""
+    def gives(name: str) -> str:
+        lower = below.get(name[:2])
+        return difference(runs[name], runs[lower], "validation_loss") if lower in runs else ""
+
+    def gives_in_paper(name: str) -> str:
+        return f"{PAPER[name] - PAPER[below[name[:2]]]:+.3f}" if name[:2] in below else ""
 
     text = markdown_table(
-        ["step", "validation loss", "the step gives", "in the paper", "ms a step"],
+        ["step", "validation loss", "the step gives", "in the paper", "bits per byte", "ms a step", "runs"],
         [
-            [name, spread[name], step(name, losses, below), step(name, PAPER, paper_below),
-             f"{milliseconds[name]:.1f}"]
+            [
+                anchored("ladder", runs[name][0], name),
+                spread[name],
+                gives(name),
+                gives_in_paper(name),
+                losses(runs[name])[1],
+                step_time(runs[name]),
+                str(len(runs[name])),
+            ]
             for name in rungs
         ],
-    )  # fmt: skip
-    alone = [name for name in PAPER_ALONE if name in losses and name[:2] in below]
+    )
+    alone = [name for name in PAPER_ALONE if name in runs and below[name[:2]] in runs]
     if alone:
         text += "\n" + markdown_table(
             ["alone, on the rung below", "validation loss", "gives", "in the paper"],
             [
-                [name, spread[name], step(name, losses, below), f"{PAPER_ALONE[name]:+.4f}".rstrip("0")]
+                [name, spread[name], gives(name), f"{PAPER_ALONE[name]:+.4f}".rstrip("0")]
                 for name in sorted(alone, key=list(PAPER_ALONE).index)
             ],
         )
     numbers = {name: number for number, name in enumerate(PAPER)}
     plot = picture(
         [
-            Series("here", [(numbers[name], losses[name] - losses[rungs[0]]) for name in rungs]),
+            Series("here", [(numbers[name], means[name] - means[rungs[0]]) for name in rungs]),
             Series("paper, 151M", [(numbers[name], PAPER[name] - PAPER[rungs[0]]) for name in rungs]),
         ],
         x_label="steps from product keys to UltraMem",
@@ -191,7 +267,12 @@ def ladder(rows: list[Row]) -> Section:
 
 
 def learning_rates(rows: list[Row]) -> Section:
-    """All runs of the sweep."""
+    """All runs of the sweep, the best of each model in bold."""
+    best = [min(runs, key=lambda row: row["validation_loss"]) for runs in by_name(rows).values()]
+
+    def loss(row: Row) -> str:
+        return f"**{row['validation_loss']:.3f}**" if row in best else f"{row['validation_loss']:.3f}"
+
     text = markdown_table(
         ["model", "learning rate", "tables' multiple, at first", "its horizon", "validation loss"],
         [
@@ -200,7 +281,7 @@ def learning_rates(rows: list[Row]) -> Section:
                 f"{optimizer['learning_rate']:g}",
                 f"{optimizer['table_multiplier_start']:g}" if row["table_parameters"] else "",
                 _horizon(row) if row["table_parameters"] else "",
-                f"{row['validation_loss']:.3f}",
+                loss(row),
             ]
             for row in rows
             for optimizer in [row["settings"]["optimizer"]]
@@ -217,29 +298,30 @@ def _horizon(row: Row) -> str:
 def knowledge(rows: list[Row]) -> Section:
     """What each model stores of how many people's facts."""
 
-    def kind(row: Row) -> str:
-        return row["name"].partition("-")[0]
+    def asked(runs: list[Row], field: str) -> list[float]:
+        return [run["afterwards"][field] for run in runs]
 
+    groups = by_settings(rows)
     text = markdown_table(
-        ["model", "parameters", "people", "exact recall", "bits a person", "bits stored", "bits a parameter"],
+        ["model", "parameters", "people", "exact recall", "bits a person", "bits stored", "bits a parameter", "seeds"],
         [
             [
-                kind(row),
-                millions(row["parameters"]),
-                f"{quiz['persons']:,}",
-                f"{quiz['exact_recall']:.1%}",
-                f"{quiz['bits_a_person']:.1f}",
-                f"{quiz['stored_bits']:,.0f}",
-                f"{quiz['stored_bits'] / row['parameters']:.3f}",
+                anchored("knowledge", runs[0], runs[0]["name"].partition("-")[0]),
+                millions(runs[0]["parameters"]),
+                f"{runs[0]['afterwards']['persons']:,}",
+                with_spread([100 * share for share in asked(runs, "exact_recall")], 1) + "%",
+                with_spread(asked(runs, "bits_a_person"), 1),
+                f"{fmean(asked(runs, 'stored_bits')):,.0f}",
+                f"{fmean(asked(runs, 'stored_bits')) / runs[0]['parameters']:.3f}",
+                str(len(runs)),
             ]
-            for row in rows
-            for quiz in [row["afterwards"]]
+            for runs in groups
         ],
     )
     kinds: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        point = (row["afterwards"]["persons"], row["afterwards"]["exact_recall"])
-        kinds.setdefault(kind(row), []).append(point)
+    for runs in groups:
+        point = (runs[0]["afterwards"]["persons"], fmean(asked(runs, "exact_recall")))
+        kinds.setdefault(runs[0]["name"].partition("-")[0], []).append(point)
     plot = picture(
         [Series(name, sorted(points)) for name, points in kinds.items()], x_label="people", y_label="exact recall"
     )

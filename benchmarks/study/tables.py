@@ -1,7 +1,8 @@
 """Pieces of a Markdown page: tables, and numbers with their spread."""
 
 from collections.abc import Iterable, Sequence
-from statistics import fmean, stdev
+from math import sqrt
+from statistics import fmean, stdev, variance
 from typing import Any
 
 Row = dict[str, Any]
@@ -22,6 +23,65 @@ def with_spread(values: Sequence[float], digits: int = 3) -> str:
 def millions(count: float) -> str:
     """A count of parameters or FLOPs in millions."""
     return f"{count / 1e6:.3g}M" if count < 1e8 else f"{count / 1e6:.0f}M"
+
+
+def difference(runs: Sequence[Row], others: Sequence[Row], field: str) -> str:
+    """What a number is above that of other runs, with its standard error where there are several of both."""
+    shown = f"{mean_of(runs, field) - mean_of(others, field):+.3f}"
+    if min(len(runs), len(others)) < 2:
+        return shown
+    error = sqrt(sum(variance([row[field] for row in rows]) / len(rows) for rows in (runs, others)))
+    return f"{shown} ± {error:.3f}"
+
+
+def anchor(experiment: str, row: Row) -> str:
+    """What a link to a run's line in its experiment's table says, such as "equal-compute-gpu-15m-dense"."""
+    name = row["name"] if row["name"].startswith(experiment) else f"{experiment}-{row['name']}"
+    return name.replace("_", "-")
+
+
+def anchored(experiment: str, row: Row, shown: str) -> str:
+    """The first cell of that line."""
+    return f'<a id="{anchor(experiment, row)}"></a>{shown}'
+
+
+def step_seconds(runs: Sequence[Row]) -> float | None:
+    """A step's time, the mean over the runs that had the machine to themselves; none where no run had."""
+    alone = [row["seconds_per_step"] for row in runs if row.get("side_by_side", 1) == 1]
+    return fmean(alone) if alone else None
+
+
+def step_time(runs: Sequence[Row]) -> str:
+    """That time in milliseconds, and whether the model was compiled."""
+    seconds = step_seconds(runs)
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:.1f}" + ("" if all(row["settings"]["compile"] for row in runs) else " (eager)")
+
+
+def by_settings(rows: Iterable[Row]) -> list[list[Row]]:
+    """Runs that differ in nothing but the seed together, in the order of their first run."""
+    grouped: list[list[Row]] = []
+    for row in rows:
+        for group in grouped:
+            if _settings(group[0]) == _settings(row):
+                group.append(row)
+                break
+        else:
+            grouped.append([row])
+    return grouped
+
+
+def _settings(row: Row) -> Row:
+    return {name: value for name, value in row["settings"].items() if name not in ("seed", "compile")} | {
+        "name": row["name"]
+    }
+
+
+def by_scale(rows: Sequence[Row]) -> list[list[Row]]:
+    """Runs of one scale together, scales in the order of their first run."""
+    scales = dict.fromkeys(row.get("scale") for row in rows)
+    return [[row for row in rows if row.get("scale") == scale] for scale in scales]
 
 
 def by_name(rows: Iterable[Row]) -> dict[str, list[Row]]:

@@ -52,7 +52,7 @@ def test_the_rivals_spend_equal_compute():
     assert max(sparse) / min(sparse) < 1.2
 
 
-@pytest.mark.parametrize("num_people", [500, 2000, 8000])
+@pytest.mark.parametrize("num_people", [1000, 4000, 16000])
 def test_everybody_is_told_of_a_hundred_times_whatever_their_number(num_people):
     config = knowledge.rival("dense", num_people)
     told = config.steps * config.tokens_per_step / (num_people * knowledge.TOKENS_A_BIOGRAPHY)

@@ -1,12 +1,18 @@
+import json
 import re
+import shutil
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.study import report
+from benchmarks.study.caveats import caveats
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.results import Results
 from benchmarks.study.sections import dense_size_for
+from benchmarks.study.speed import kept_lines
+from benchmarks.study.tables import difference
+from tests.anchors import anchors
 from ultramem import recipes
 from ultramem.train.config_json import config_to_dict
 
@@ -81,8 +87,14 @@ def test_the_page_is_what_follows_from_the_kept_results():
     assert {path.name: path.read_text() for path in report.PLOTS.glob("*.svg")} == plots
 
 
-def test_no_results_are_said(tmp_path):
-    assert report.study(tmp_path) == (report.NOTHING_KEPT, {})
+def test_what_has_no_results_says_so_in_a_line(tmp_path):
+    part, plots = report.study(tmp_path / "none")
+    assert plots == {}
+    for experiment in report.TITLES:
+        (line,) = [line for line in part.splitlines() if f"`python -m benchmarks.study.{experiment}`" in line]
+        assert f"{report.NOT_MEASURED}: " in line
+    assert f"### Speed\n\n{report.NOT_MEASURED}" in part
+    assert part.endswith(f"{report.WHAT_CAVEATS_ARE}\n\n")
 
 
 def test_every_experiment_has_its_section_its_command_and_its_file(kept):
@@ -95,16 +107,106 @@ def test_every_experiment_has_its_section_its_command_and_its_file(kept):
     assert "a machine" in part
 
 
+def line_of(part, anchor):
+    """The cells of the line to which links of that name lead, but the first."""
+    (line,) = [line for line in part.splitlines() if f'<a id="{anchor}"></a>' in line]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
 def test_numbers_are_the_rows_means_with_their_spread(kept):
     part, _ = report.study(kept)
-    assert re.search(r"\| moe \| 277M .* 2\.910 ± 0\.010 ", part)
+    moe = line_of(part, "equal-compute-gpu-25m-moe")
+    assert moe == ["277M", "1.000", "0.001", "2.910 ± 0.010", "0.9700 ± 0.0033", "2.810 ± 0.010", "20.0", "2.920", "3"]
     # 2.86 lies between 4x (2.81) and 2x (2.91), half way.
     assert re.search(r"\| ultramem \| 2\.860 \| 70\.7M \| 2\.83 \|", part)
-    assert re.search(r"\| 03-half-value \| 2\.980 \| -0\.010 \| -0\.022 \|", part)
+    assert line_of(part, "ladder-gpu-25m-03-half-value")[:3] == ["2.980", "-0.010", "-0.022"]
     # The twelfth alternative stands against rung 06, which is at 2.95.
     assert re.search(r"\| 07-ive-9 \| 2\.880 \| -0\.070 \| -0\.025 \|", part)
-    assert re.search(r"\| x64 \| 256M \| 2\.360 \| 20\.0 \| 50% \|", part)
-    assert re.search(r"\| ultramem \| 100M \| 500 \| 50\.0% \| 20\.0 \| 10,000 \| 0\.000 \|", part)
+    assert line_of(part, "table-size-gpu-25m-ultramem-rows-x64") == ["256M", "2.360", "0.7867", "20.0", "50%", "1"]
+    knows = line_of(part, "knowledge-ultramem-500-people")
+    assert knows == ["100M", "500", "50.0%", "20.0", "10,000", "0.000", "1"]
+
+
+def test_a_step_stands_beside_its_standard_error_where_both_rungs_ran_more_than_once():
+    runs = [{"loss": 2.0}, {"loss": 2.2}]
+    others = [{"loss": 3.0}, {"loss": 3.4}]
+    assert difference(runs, others, "loss") == "-1.100 ± 0.224"
+    assert difference(runs, others[:1], "loss") == "-0.900"
+
+
+def test_times_are_of_runs_that_were_alone(kept):
+    results = Results("equal_compute", kept)
+    rows = results.rows()
+    for each in rows:
+        each["seconds_per_step"] = 0.02 if each["name"].endswith("dense") else 0.04
+        each["side_by_side"] = 1 if each["seed"] == 0 else 3
+        each["settings"]["compile"] = each["name"].endswith("dense")
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    dense, moe = (line_of(report.study(kept)[0], f"equal-compute-gpu-25m-{name}") for name in ("dense", "moe"))
+    assert (dense[-3], moe[-3]) == ("20.0", "40.0 (eager)")
+    # After 50 of 100 tokens, where the mean over the seeds is 2.93.
+    assert moe[-2] == "2.930"
+    for each in rows:
+        each["side_by_side"] = 3
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    part, plots = report.study(kept)
+    assert line_of(part, "equal-compute-gpu-25m-moe")[-3:] == ["", "", "3"]
+    assert "gpu-25m_equal_compute_tokens.svg" in plots
+    assert "gpu-25m_equal_compute_seconds.svg" not in plots
+
+
+def test_runs_with_other_settings_stand_apart(kept):
+    results = Results("equal_compute", kept)
+    other = results.rows()[0] | {"validation_loss": 9.0}
+    other["settings"]["optimizer"]["learning_rate"] = 0.5
+    results.add(other)
+    part, _ = report.study(kept)
+    lines = [line for line in part.splitlines() if '"equal-compute-gpu-25m-dense"' in line]
+    assert ["3.010 ± 0.010" in line for line in lines] == [True, False]
+    assert ["| 0.5 | 9.000 |" in line for line in lines] == [False, True]
+
+
+def test_caveats_are_what_the_kept_numbers_say(kept):
+    assert "Where others lead" not in caveats(kept)
+    results = Results("equal_compute", kept)
+    rows = results.rows()
+    for each in rows:
+        if each["name"].endswith("moe"):
+            each["validation_loss"] -= 0.2
+        if each["name"].endswith("ultramem"):
+            each["seconds_per_step"] = 0.08
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    said = caveats(kept)
+    assert (
+        "Ahead of UltraMem at equal compute and tokens: [moe](#equal-compute-gpu-25m-moe) at gpu-25m by 0.150" in said
+    )
+    assert "these are behind it" not in said
+    for each in rows:
+        if each["name"].endswith("ultramem"):
+            for point in each["validation"]:
+                point["loss"] += 1
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    assert "[ultramem](#equal-compute-gpu-25m-ultramem) at gpu-25m by 0.9" in caveats(kept)
+
+
+def test_speed_is_that_of_the_benchmarks(kept):
+    for name in ("decode", "training", "demo"):
+        shutil.copy(report.KEPT.parent / f"{name}.csv", kept.parent)
+    part, _ = report.study(kept)
+    line = next(line for line in kept_lines(report.KEPT.parent, "training") if line["model"] == "ultramem-151m-x12")
+    assert f"{float(line['of_dense']):.2f}" in line_of(part, "training-ultramem-151m-x12")
+    # Batch 1: the fastest of two mixtures of experts.
+    assert line_of(part, "decode-1")[3] == "7.70"
+    assert "One memory layer" not in part
+
+
+PAGE = report.PAGE.read_text()
+
+
+def test_links_within_the_page_lead_to_something_and_no_two_lines_have_one_name():
+    names = anchors(PAGE)
+    assert len(names) == len(set(names))
+    assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= set(names)
 
 
 def test_plots_stand_alone_and_the_page_shows_each(kept, tmp_path):

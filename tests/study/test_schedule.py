@@ -1,8 +1,13 @@
 """Runs side by side: order, time, interruption, failure."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -114,6 +119,7 @@ def test_a_failed_run_does_not_stop_the_others(monkeypatch, results, capsys):
     assert [row["name"] for row in results.rows()] == ["b"]
 
 
+@pytest.mark.slow
 def test_runs_take_place_in_processes_of_their_own(prepared, results, capsys):
     """Two at a time; the third has no data."""
     short = replace(tiny("cpu-ultramem"), steps=2)
@@ -130,6 +136,43 @@ def test_runs_take_place_in_processes_of_their_own(prepared, results, capsys):
         (1, "tiny", 2),
     ]
     assert "seed 2 failed: Traceback" in capsys.readouterr().out
+
+
+ENDLESS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from benchmarks.study.results import Results
+from benchmarks.study.schedule import Wanted, make
+from tests.conftest import tiny
+
+if __name__ == "__main__":
+    data, out = map(Path, sys.argv[1:])
+    config = replace(tiny("cpu-dense"), steps=10**6, evaluate_every_steps=10**6)
+    make(lambda: [Wanted(Results("some", out, out), config, data, 1.0, {})])
+"""
+
+
+@pytest.mark.slow
+def test_runs_end_with_the_command_however_it_ends(prepared, tmp_path):
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = subprocess.Popen([sys.executable, str(script), str(prepared), str(tmp_path / "out")], env=environment)
+    children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
+    while not (found := [int(pid) for pid in children.read_text().split() if _trains(int(pid))]):
+        time.sleep(0.1)
+    command.kill()
+    command.wait()
+    while any(_trains(pid) for pid in found):
+        time.sleep(0.1)
+
+
+def _trains(pid):
+    try:
+        return "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
 
 
 def test_a_killed_process_is_said_and_its_run_is_lacking(monkeypatch, results, capsys):

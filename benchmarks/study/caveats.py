@@ -1,0 +1,146 @@
+"""When not to use memory layers: sentences made of kept numbers, each with a link to its row."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.study.ladder import PAPER
+from benchmarks.study.results import Results
+from benchmarks.study.sections import loss_in, training_seconds
+from benchmarks.study.speed import Line, kept_lines
+from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, mean_of, short_name
+
+
+class Kept(NamedTuple):
+    """Everything that was measured: the study's runs, and the benchmarks' CSV files in the folder above them."""
+
+    folder: Path
+
+    def runs(self, experiment: str) -> list[Row]:
+        """Runs of one experiment."""
+        return Results(experiment, self.folder, self.folder).rows()
+
+    def lines(self, name: str) -> list[Line]:
+        """Rows of one benchmark."""
+        return kept_lines(self.folder.parent, name)
+
+
+def training_time(kept: Kept) -> str | None:
+    """What a memory costs in training."""
+    for line in kept.lines("training"):
+        ratio, fair = float(line["of_dense"]), float(line["flops_ratio"])
+        if line["model"].startswith("ultramem") and ratio < 1:
+            return (
+                f"**Where time counts and not tokens.** {line['model']} trains at [{ratio:.2f} of the dense model's "
+                f"tokens/s](#training-{line['model']}); its operations alone would give {fair:.2f}."
+            )
+    return None
+
+
+def laptop(kept: Kept) -> str | None:
+    """The same on a CPU."""
+    speed = {line["recipe"]: float(line["tokens_per_second"]) for line in kept.lines("demo")}
+    if not {"cpu-dense", "cpu-ultramem"} <= set(speed) or speed["cpu-ultramem"] >= speed["cpu-dense"]:
+        return None
+    ratio = speed["cpu-ultramem"] / speed["cpu-dense"]
+    return (
+        f"**On a CPU, where time counts.** The demo's UltraMem learns from [{ratio:.2f} of the "
+        "tokens](../README.md#results) that the dense model learns from in the same time."
+    )
+
+
+def memory(kept: Kept) -> str | None:
+    """What a table takes on a GPU."""
+    peaks = {line["model"]: float(line["peak_gb"]) for line in kept.lines("training")}
+    sparse = [name for name in peaks if name.startswith("ultramem")]
+    dense = [name for name in peaks if name.startswith("dense")]
+    if not sparse or not dense:
+        return None
+    return (
+        f"**Where memory is short.** In training {sparse[0]} takes [{peaks[sparse[0]]:.1f} GB](#training-{sparse[0]}) "
+        f"where its dense trunk takes [{peaks[dense[0]]:.1f}](#training-{dense[0]})."
+    )
+
+
+def decoding(kept: Kept) -> str | None:
+    """What a memory costs in decoding, and where its lead over experts shrinks."""
+    lines = [line for line in kept.lines("decode") if line["model"] == "ultramem"]
+    if not lines:
+        return None
+    largest = max(lines, key=lambda line: int(line["batch"]))
+    best = max(lines, key=lambda line: float(line["moe_is_slower"]))
+    return (
+        f"**To decode faster than a dense model of the same trunk.** A step takes [{float(largest['of_dense']):.2f} of "
+        f"the dense model's](#decode-{largest['batch']}) at batch {largest['batch']}; what a memory saves is an expert "
+        f"layer's time, [{float(best['moe_is_slower']):.1f} times](#decode-{best['batch']}) as long at batch "
+        f"{best['batch']} and [{float(largest['moe_is_slower']):.1f} times](#decode-{largest['batch']}) at "
+        f"{largest['batch']}."
+    )
+
+
+def tuning(kept: Kept) -> str | None:
+    """How much the initialisation gives on the ladder."""
+    runs = {short_name(same[0]): mean_of(same, "validation_loss") for same in by_name(kept.runs("ladder")).values()}
+    steps = {name: runs[name] - runs[below] for below, name in pairwise(PAPER) if {below, name} <= set(runs)}
+    if not steps:
+        return None
+    scale = kept.runs("ladder")[0]["scale"]
+    best, worst = min(steps, key=steps.__getitem__), max(steps, key=steps.__getitem__)
+    told = (
+        f"**Where nothing can be tuned.** On the ladder one step, [{best}](#ladder-{scale}-{best}), gives "
+        f"{-steps[best]:.3f}, and one, [{worst}](#ladder-{scale}-{worst}), "
+    )
+    change = steps[worst]
+    return told + (f"costs {change:.3f}." if change > 0 else f"gives {-change:.3f}.")
+
+
+def experts(kept: Kept) -> str | None:
+    """Who is ahead of UltraMem at equal compute and tokens."""
+    ahead = [
+        f"{_link(runs)} by {mean_of(ultramem, 'validation_loss') - mean_of(runs, 'validation_loss'):.3f}"
+        for ultramem, groups in _beside(kept, "ultramem")
+        for runs in groups
+        if mean_of(runs, "validation_loss") < mean_of(ultramem, "validation_loss")
+    ]
+    return (
+        f"**Where others lead.** Ahead of UltraMem at equal compute and tokens: {', '.join(ahead)}." if ahead else None
+    )
+
+
+def equal_time(kept: Kept) -> str | None:
+    """Who is behind the dense model when it has ended."""
+    behind = []
+    for dense, groups in _beside(kept, "dense"):
+        for runs in groups:
+            loss = loss_in(training_seconds(dense), runs)
+            if runs is not dense and loss is not None and loss > mean_of(dense, "validation_loss"):
+                behind.append(f"{_link(runs)} by {loss - mean_of(dense, 'validation_loss'):.3f}")
+    if not behind:
+        return None
+    return (
+        f"**For the best model after a given time.** When the dense model has ended, these are behind it, though their "
+        f"learning rates have not yet come down: {', '.join(behind)}."
+    )
+
+
+def _beside(kept: Kept, name: str) -> Iterator[tuple[list[Row], list[list[Row]]]]:
+    """At each scale one model's runs at equal compute, and all models'."""
+    for of_scale in by_scale(kept.runs("equal_compute")):
+        groups = by_settings(of_scale)
+        for runs in groups:
+            if short_name(runs[0]) == name:
+                yield runs, groups
+
+
+def _link(runs: list[Row]) -> str:
+    return f"[{short_name(runs[0])}](#{anchor('equal_compute', runs[0])}) at {runs[0]['scale']}"
+
+
+CAVEATS = (training_time, equal_time, experts, laptop, memory, decoding, tuning)
+
+
+def caveats(folder: Path) -> str:
+    """All that the kept numbers say against a memory layer."""
+    said = [caveat(Kept(folder)) for caveat in CAVEATS]
+    return "".join(f"- {sentence}\n" for sentence in said if sentence)
