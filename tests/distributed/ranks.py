@@ -2,11 +2,10 @@
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import closing
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,13 +15,12 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tests.distributed.ranks", "torch.distributed.fsdp", "ultramem.train.trainer"])
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def meeting_place() -> dist.TCPStore:
+    """A store at a port that the system chose, for ranks to meet at; as under torchrun their parent holds it."""
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def environment_of(rank: int, world_size: int, port: int) -> dict[str, str]:
+def environment_of(rank: int, world_size: int, store: dist.TCPStore) -> dict[str, str]:
     """What torchrun would tell a rank on this machine."""
     return {
         "RANK": str(rank),
@@ -30,15 +28,19 @@ def environment_of(rank: int, world_size: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
 
 
 class Rank:
     """A process that runs a function in the environment of a rank."""
 
-    def __init__(self, function: Callable, rank: int, world_size: int, port: int, arguments: tuple, join: bool):
-        environment = environment_of(rank, world_size, port)
+    def __init__(
+        self, function: Callable, rank: int, world_size: int, store: dist.TCPStore, arguments: tuple, join: bool
+    ):
+        self._store = store  # it lives as long as a rank
+        environment = environment_of(rank, world_size, store)
         self._reader, writer = _processes.Pipe(duplex=False)
         self.process = _processes.Process(
             target=_run, args=(writer, environment, join, function, arguments), daemon=True
@@ -61,8 +63,14 @@ class Rank:
 
 def start_ranks(function: Callable, world_size: int, *arguments, join: bool = True) -> list[Rank]:
     """Start the ranks; with `join` in a process group, else only with the environment for one."""
-    port = free_port()
-    return [Rank(function, rank, world_size, port, arguments, join) for rank in range(world_size)]
+    store = meeting_place()
+    return [Rank(function, rank, world_size, store, arguments, join) for rank in range(world_size)]
+
+
+def shorten_timeouts(seconds: float) -> None:
+    """From now on, for the process groups of this rank; what came before may have been as slow as it was."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def run_ranks(function: Callable, world_size: int, *arguments, join: bool = True) -> list[Any]:

@@ -2,7 +2,6 @@ import os
 import re
 import signal
 import time
-from datetime import timedelta
 from unittest.mock import patch
 
 import pytest
@@ -11,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed._functional_collectives import all_reduce
 from torch.distributed.device_mesh import init_device_mesh
 
-from tests.distributed.ranks import start_ranks
+from tests.distributed.ranks import shorten_timeouts, start_ranks
 from ultramem.distributed.agreement import any_rank, gather
 from ultramem.distributed.exchange import Exchange, exchange
 from ultramem.distributed.lost_ranks import LostRankError, name_lost_ranks
@@ -45,14 +44,18 @@ def give_gradients():
 
 
 def lose_a_rank(how, operation):
-    dist.init_process_group("gloo", timeout=timedelta(seconds=2))
+    dist.init_process_group("gloo")
     dist.barrier()
+    store = dist.group.WORLD.get_group_store()
+    store.set(f"through the barrier/{dist.get_rank()}", "")
+    store.wait([f"through the barrier/{rank}" for rank in range(dist.get_world_size())])
+    shorten_timeouts(2)
     if dist.get_rank() == LOST:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
     try:
-        with name_lost_ranks():
+        with name_lost_ranks(patience_seconds=10):
             operation()
     except LostRankError as error:
         return str(error)

@@ -4,9 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from ultramem.distributed.process_group import store_of_this_start
+from tests.distributed.ranks import run_ranks
+from ultramem.distributed.mesh import make_mesh
+from ultramem.distributed.process_group import process_group, store_of_this_start
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -51,3 +54,14 @@ def test_a_first_rank_killed_while_it_called_is_not_waited_for(store):
 def test_a_rank_whose_partner_does_not_come_gives_up(store, rank):
     with pytest.raises(dist.DistStoreError):
         store_of_this_start(store, rank, 2, timedelta(seconds=0.2))
+
+
+def timeouts():
+    with process_group(torch.device("cpu"), timeout_seconds=123):
+        mesh = make_mesh("cpu", trunk_shards=2, table_shards=1, timeout_seconds=123)
+        groups = [dist.group.WORLD, *mesh.trunk.get_all_groups(), *mesh.tables.get_all_groups()]
+        return [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+
+
+def test_every_group_waits_as_long_as_it_is_told():
+    assert run_ranks(timeouts, 2, join=False) == [[timedelta(seconds=123)] * 5] * 2

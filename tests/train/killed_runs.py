@@ -5,7 +5,7 @@ removing: between two of them no name in the folder changes); while training, a 
 step. So the moments cover what a kill can do, and none depends on the clock. As torchrun does, a kill of one rank ends
 the others and starts all of them again.
 
-Usage: python killed_runs.py DATA FOLDER NUMBER_OF_KILLS WORLD_SIZE
+Usage: python killed_runs.py DATA FOLDER NUMBER_OF_KILLS WORLD_SIZE foreground|background
 """
 
 import mmap
@@ -14,13 +14,14 @@ import random
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tests.distributed.ranks import environment_of, free_port
+from tests.distributed.ranks import environment_of, meeting_place
 from tests.train.tiny import losses, tiny_config
 from ultramem.train.checkpoint import Checkpoints
 from ultramem.train.trainer import Trainer, train
@@ -55,11 +56,13 @@ class Counts:
 
 def watch(rank, out, counts, moment):
     """Count this rank's events; end by SIGKILL at the moment."""
+    one_by_one = threading.Lock()  # a save in the background has a thread of its own
 
     def count(kind):
-        if moment == (rank, kind, counts[rank, kind]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        counts[rank, kind] += 1
+        with one_by_one:
+            if moment == (rank, kind, counts[rank, kind]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            counts[rank, kind] += 1
 
     def audit(event, arguments):
         if event in FILE_EVENTS and str(arguments[0]).startswith(str(out)):
@@ -84,7 +87,7 @@ def train_in_children(data, out, world_size, background, moment=None):
     Returns:
         The counts of events, and whether all ranks finished.
     """
-    counts, port = Counts(world_size), free_port()
+    counts, store = Counts(world_size), meeting_place()
     children = []
     for rank in range(world_size):
         child = os.fork()
@@ -92,7 +95,7 @@ def train_in_children(data, out, world_size, background, moment=None):
             status = 1
             try:
                 if world_size > 1:
-                    os.environ.update(environment_of(rank, world_size, port))
+                    os.environ.update(environment_of(rank, world_size, store))
                 watch(rank, out, counts, moment)
                 config = tiny_config(
                     steps=STEPS,
@@ -127,7 +130,8 @@ def check(data, unbroken, out, world_size, background, moment):
     assert not finished, moment
     kept = Checkpoints(out / "checkpoints").newest_step or 0
     steps = max(counts[rank, "steps"] for rank in range(world_size))
-    # The checkpoint of the last interval may be under way; in the background it may be so for an interval longer.
+    # Nothing is lost beyond the last interval. In the background the checkpoint that ended the one before may be under
+    # way still, until the next is due.
     assert kept >= (steps - 1) // INTERVAL * INTERVAL - INTERVAL * background, (moment, kept, steps)
     _, finished = train_in_children(data, out, world_size, background)
     assert finished, f"after a kill at {moment}, with step {kept} kept, the run does not go on"
@@ -135,11 +139,12 @@ def check(data, unbroken, out, world_size, background, moment):
     assert last_checkpoint(out) == last_checkpoint(unbroken), f"after a kill at {moment}, the weights differ"
     strays = [str(entry) for entry in out.rglob("*.tmp")]
     assert strays == [], strays
-    print(f"killed at {moment} in step {steps}, {'background' if background else 'foreground'}; kept step {kept}")
+    print(f"killed at {moment} in step {steps}; kept step {kept}")
 
 
 def main():
     data, folder, kills, world_size = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    background = {"foreground": False, "background": True}[sys.argv[5]]
     unbroken = folder / "unbroken"
     counts, finished = train_in_children(data, unbroken, world_size, background=False)
     assert finished
@@ -149,7 +154,7 @@ def main():
         # One in each of as many equal parts of the run.
         part = (number + random_numbers.random()) / kills
         moment = Moment(rank, kind, int(part * counts[rank, kind]))
-        check(data, unbroken, folder / "killed", world_size, number % 4 >= 2, moment)
+        check(data, unbroken, folder / "killed", world_size, background, moment)
 
 
 if __name__ == "__main__":

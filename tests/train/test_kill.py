@@ -8,10 +8,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def kill(data, folder, kills, world_size):
+def kill(data, folder, kills, world_size, saving):
     """What `killed_runs` tells of each kill."""
+    arguments = map(str, (data, folder, kills, world_size, saving))
     result = subprocess.run(
-        [sys.executable, "-m", "tests.train.killed_runs", str(data), str(folder), str(kills), str(world_size)],
+        [sys.executable, "-m", "tests.train.killed_runs", *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -23,16 +24,18 @@ def kill(data, folder, kills, world_size):
     return lines
 
 
-def test_a_kill_at_any_moment_leaves_a_run_that_goes_on_bit_for_bit(data, tmp_path):
-    lines = kill(data, tmp_path, 8, world_size=1)
+@pytest.mark.parametrize("saving", ["foreground", "background"])
+def test_a_kill_at_any_moment_leaves_a_run_that_goes_on_bit_for_bit(data, tmp_path, saving):
+    lines = kill(data, tmp_path, 6, 1, saving)
     # Some moments fall before the first checkpoint, some after.
     assert any(line.endswith("kept step 0") for line in lines)
     assert not all(line.endswith("kept step 0") for line in lines)
 
 
 @pytest.mark.slow
-def test_a_kill_of_any_rank_at_any_moment_leaves_a_run_that_goes_on_bit_for_bit(data, tmp_path):
-    lines = kill(data, tmp_path, 25, world_size=2)
+@pytest.mark.parametrize(("saving", "kills"), [("foreground", 25), ("background", 12)])
+def test_a_kill_of_any_rank_at_any_moment_leaves_a_run_that_goes_on_bit_for_bit(data, tmp_path, saving, kills):
+    lines = kill(data, tmp_path, kills, 2, saving)
     for words in (
         "rank=0, kind='saving'",
         "rank=1, kind='saving'",

@@ -1,6 +1,7 @@
 """How the processes of a run are arranged: once for the trunk, once for the tables."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -29,21 +30,29 @@ class Mesh:
         return self.trunk.size()
 
 
-def run_mesh(device_type: str, *, trunk_shards: int | None, table_shards: int | None) -> Mesh | None:
+def run_mesh(
+    device_type: str, *, trunk_shards: int | None, table_shards: int | None, timeout_seconds: float = 600.0
+) -> Mesh | None:
     """The arrangement of a run: None where a process is alone; shards of None are as many as there are processes."""
     num_ranks = dist.get_world_size() if dist.is_initialized() else 1
     if num_ranks == 1:
         return None
-    return make_mesh(device_type, trunk_shards=trunk_shards or num_ranks, table_shards=table_shards or num_ranks)
+    return make_mesh(
+        device_type,
+        trunk_shards=trunk_shards or num_ranks,
+        table_shards=table_shards or num_ranks,
+        timeout_seconds=timeout_seconds,
+    )
 
 
-def make_mesh(device_type: str, *, trunk_shards: int, table_shards: int) -> Mesh:
+def make_mesh(device_type: str, *, trunk_shards: int, table_shards: int, timeout_seconds: float = 600.0) -> Mesh:
     """Arrange the processes of the default group.
 
     Args:
         device_type: "cuda" or "cpu".
         trunk_shards: processes among which the trunk is split; 1: each has all of it.
         table_shards: processes among which a table is split; 1: each has all of it.
+        timeout_seconds: how long a collective waits for a process.
 
     Raises:
         ValueError: the processes do not divide into such groups.
@@ -61,6 +70,9 @@ def make_mesh(device_type: str, *, trunk_shards: int, table_shards: int) -> Mesh
             )
 
     def arrange(shards: int) -> DeviceMesh:
-        return init_device_mesh(device_type, (num_ranks // shards, shards), mesh_dim_names=("replicate", "shard"))
+        mesh = init_device_mesh(device_type, (num_ranks // shards, shards), mesh_dim_names=("replicate", "shard"))
+        for group in mesh.get_all_groups():  # those beside the default group do not wait as long as it does
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
+        return mesh
 
     return Mesh(trunk=arrange(trunk_shards), tables=arrange(table_shards))

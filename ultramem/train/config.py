@@ -145,11 +145,13 @@ class TrainConfig:
     """How many checkpoints stay; the oldest go first."""
     checkpoint_in_background: bool = False
     """Copy what a checkpoint holds into memory and write it while training goes on: no waiting for the disk, and the
-    memory for one more copy of weights and optimizers."""
+    memory for one more copy of weights and optimizers. A kill may cost two intervals instead of one: the one under way,
+    and the one before if its checkpoint is still being written; the next checkpoint waits for it."""
     skip_damaged_checkpoints: bool = False
     """Where the last checkpoint is damaged, set it aside and go on from the one before; otherwise that is an error."""
     collective_timeout_seconds: float = 600.0
-    """With several processes: how long one waits for another before all of them stop."""
+    """With several processes: how long one waits for another before all of them stop; while a checkpoint is written,
+    half an hour."""
     log_every_steps: int = 10
     """Steps between two lines of metrics.jsonl."""
     tensorboard: bool = False

@@ -147,6 +147,7 @@ class Trainer:
             device.type,
             trunk_shards=layout.trunk_shards if layout.trunk == "shard" else 1,
             table_shards=layout.table_shards if table_style != "replicate" else 1,
+            timeout_seconds=config.collective_timeout_seconds,
         )
         torch.manual_seed(config.seed)
         model = UltraMemForCausalLM(config.model, table_class=Table if mesh is None else UndrawnTable)
