@@ -3,12 +3,17 @@
 import argparse
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
+from benchmarks.study.questions import ask
 from benchmarks.study.results import KEPT, Results
 from benchmarks.study.scales import SCALES, Scale
-from benchmarks.study.schedule import Wanted, make
+from benchmarks.study.schedule import Afterwards, Wanted, make
 from ultramem.train.config import TrainConfig
+
+QUESTIONS_OF_A_SET = 2000
 
 Runs = Callable[[Scale, int, Results, Sequence[int]], Iterable[TrainConfig]]
 
@@ -28,12 +33,16 @@ def main(
     """
     parser = parser_of(description)
     parser.add_argument("--scale", choices=SCALES, required=True, help="the family of recipes")
+    add_questions(parser)
     parser.add_argument("--tokens", type=int, help="that each model learns from; the scale's if not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[*seeds], help="a run for each")
     given = parser.parse_args(arguments)
     results = Results(experiment, given.out)
+    questions = quiz_of(parser, given)
     make(
-        lambda: lacking(results, runs, given.scale, given.data, tokens=given.tokens, seeds=given.seeds),
+        lambda: lacking(
+            results, runs, given.scale, given.data, tokens=given.tokens, seeds=given.seeds, afterwards=questions
+        ),
         side_by_side=given.side_by_side,
         seconds=given.seconds,
     )
@@ -49,6 +58,22 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Let a command take question sets."""
+    parser.add_argument("--questions", type=Path, help="folder of question sets for lm-eval to ask the trained models")
+
+
+def quiz_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Afterwards | None:
+    """What asks them, if they were given; an error before any model is trained if they cannot be asked."""
+    if given.questions is None:
+        return None
+    if not [*given.questions.glob("*.jsonl")]:
+        parser.error(f"--questions {given.questions} holds no .jsonl")
+    if find_spec("lm_eval") is None:
+        parser.error("--questions needs lm-eval: pip install 'ultramem-pytorch[eval]'")
+    return partial(ask, data=given.data, sets=given.questions, limit=QUESTIONS_OF_A_SET)
+
+
 def lacking(
     results: Results,
     runs: Runs,
@@ -58,8 +83,9 @@ def lacking(
     tokens: int | None = None,
     seeds: Sequence[int] = (0,),
     alone: bool = False,
+    afterwards: Afterwards | None = None,
 ) -> Iterator[Wanted]:
     """Those runs of an experiment that are not among its results."""
     scale = SCALES[scale_name]
     for config in results.missing(runs(scale, tokens or scale.tokens, results, seeds)):
-        yield Wanted(results, config, data, scale.seconds(config), {"scale": scale_name}, alone=alone)
+        yield Wanted(results, config, data, scale.seconds(config), {"scale": scale_name}, afterwards, alone)

@@ -2,7 +2,8 @@
 
 The ladder goes on at 25M active parameters, where it was begun; everything else is at 15M, where a run sees most of an
 epoch in seconds. Four rivals have the machine to themselves with their first seed, so that their times are their own;
-all other runs are made side by side. --list only tells what is lacking, and how long it probably takes.
+all other runs are made side by side, and those of equal compute are asked the --questions, if given. --list only tells
+what is lacking, and how long it probably takes.
 
 python -m benchmarks.study.plan --data data/docs --people data/people --side-by-side 3 --seconds 570
 """
@@ -17,7 +18,7 @@ from types import ModuleType
 
 from benchmarks.study import command, dense_equivalent, equal_compute, knowledge, ladder, learning_rates, table_size
 from benchmarks.study.results import Results
-from benchmarks.study.schedule import Wanted, make
+from benchmarks.study.schedule import Afterwards, Wanted, make
 
 SCALE = "gpu-15m"
 LADDERS_SCALE = "gpu-25m"
@@ -32,7 +33,7 @@ def before_the_rates(given: Namespace) -> Iterator[Wanted]:
 def after_the_rates(given: Namespace, people_are_told_of: Callable[[], object]) -> Iterator[Wanted]:
     """What takes its learning rates from the sweep; biographies are waited for."""
     yield from lacking(given, equal_compute, alone=True, rivals=equal_compute.RIVALS[:4])
-    yield from lacking(given, equal_compute, seeds=equal_compute.SEEDS)
+    yield from lacking(given, equal_compute, seeds=equal_compute.SEEDS, afterwards=given.quiz)
     yield from lacking(given, table_size)
     yield from lacking(given, dense_equivalent)
     people_are_told_of()
@@ -56,12 +57,13 @@ def lacking(
     *,
     seeds: tuple[int, ...] = (0,),
     alone: bool = False,
+    afterwards: Afterwards | None = None,
     **choices: object,
 ) -> Iterator[Wanted]:
     """The runs of one experiment that are not among the results; `choices` are what its own `runs` takes besides."""
     results = Results(experiment.EXPERIMENT, given.out)
     runs = partial(experiment.runs, **choices)
-    return command.lacking(results, runs, scale, given.data, seeds=seeds, alone=alone)
+    return command.lacking(results, runs, scale, given.data, seeds=seeds, alone=alone, afterwards=afterwards)
 
 
 def listing(runs: Iterable[Wanted]) -> str:
@@ -82,8 +84,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Make what is lacking."""
     parser = command.parser_of(__doc__)
     parser.add_argument("--people", type=Path, required=True, help="folder for the corpora of biographies")
+    command.add_questions(parser)
     parser.add_argument("--list", action="store_true", help="only tell what is lacking")
     given = parser.parse_args(arguments)
+    given.quiz = command.quiz_of(parser, given)
     if given.list:
         print(listing([*before_the_rates(given), *lacking(given, learning_rates), *after_the_rates(given, bool)]))
         return

@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 
 from benchmarks.study.results import Results
 from benchmarks.study.run import train_and_measure
+from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.train.config import TrainConfig
 
 # A fork would inherit threads and a GPU's state.
 _PROCESSES = multiprocessing.get_context("spawn")
+
+Afterwards = Callable[[UltraMemForCausalLM], dict[str, Any]]
 
 
 class Wanted(NamedTuple):
@@ -39,7 +42,7 @@ class Wanted(NamedTuple):
     data: Path
     seconds: float
     labels: dict[str, Any]
-    afterwards: Callable[..., dict[str, Any]] | None = None
+    afterwards: Afterwards | None = None
     alone: bool = False
 
     def among(self, others: Iterable["Wanted"]) -> bool:
@@ -146,7 +149,7 @@ def train_and_send(
     sender: Connection,
     config: TrainConfig,
     data: Path,
-    afterwards: Callable[..., dict[str, Any]] | None,
+    afterwards: Afterwards | None,
     labels: dict[str, Any],
 ) -> None:
     """What the process does."""

@@ -6,6 +6,7 @@ from math import log2
 from statistics import fmean
 from typing import NamedTuple
 
+from benchmarks.study.answers import answers
 from benchmarks.study.ladder import PAPER, PAPER_ALONE
 from benchmarks.study.picture import picture
 from benchmarks.study.tables import (
@@ -93,7 +94,7 @@ def equal_compute(rows: list[Row]) -> Section:
         for label, lines in curves.items()
         if lines
     }
-    return Section(table, plots)
+    return Section(table + answers(groups), plots)
 
 
 def kind_of(row: Row) -> str:

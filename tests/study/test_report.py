@@ -166,6 +166,20 @@ def test_runs_with_other_settings_stand_apart(kept):
     assert ["| 0.5 | 9.000 |" in line for line in lines] == [False, True]
 
 
+def test_answers_stand_beside_guessing_and_their_noise(kept):
+    assert "lm-eval" not in report.study(kept)[0]
+    results = Results("equal_compute", kept)
+    rows = results.rows()
+    for each, accuracy in ((rows[0], 0.25), (rows[3], 0.35), (rows[2], 0.4)):
+        each["afterwards"] = {"trivia": {"accuracy": accuracy, "error": 0.02, "questions": 2000, "chance": 0.28}}
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    part, _ = report.study(kept)
+    assert "| model | trivia, % of 2,000 | seeds |" in part
+    assert "| guessing | 28.0 |  |" in part
+    assert "| dense | 30.0 ± 2.0 | 2 |" in part
+    assert "| ultramem | 40.0 ± 2.0 | 1 |" in part
+
+
 def test_caveats_are_what_the_kept_numbers_say(kept):
     assert "Where others lead" not in caveats(kept)
     results = Results("equal_compute", kept)

@@ -187,8 +187,8 @@ def test_a_killed_process_is_said_and_its_run_is_lacking(monkeypatch, results, c
     assert results.rows() == []
 
 
-def given(tmp_path, **more):
-    return Namespace(data=tmp_path / "data", out=tmp_path / "out", people=tmp_path / "people", **more)
+def given(tmp_path):
+    return Namespace(data=tmp_path / "data", out=tmp_path / "out", people=tmp_path / "people", quiz=None)
 
 
 def test_nothing_that_takes_its_rates_from_the_sweep_is_wanted_before_it_has_ended(tmp_path):
