@@ -21,6 +21,7 @@ SIZES = [
     (3, 1, 7, 5, 1, 3, 15, 0, 0, True),  # slices cross the borders of cores
     (4, 2, 2, 4, 9, 1, 7, 0, 0, False),  # a last slice that is smaller; groups pooled together
     (6, 1, 4, 9, 4, 5, 10, 40, 100, True),  # a window that goes on at row 0
+    (3, 1, 1, 2, 1, 1, 4, 0, 0, True),  # owners of whom nobody asks anything
 ]
 
 

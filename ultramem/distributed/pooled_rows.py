@@ -77,7 +77,7 @@ class _Asked(NamedTuple):
     bags: list[int]
     reads_of_others: list[int]  # how many each process asks of it
     bags_of_others: list[int]
-    slots_BL: Tensor  # what it is asked for, a bag a line
+    slots_BL: Tensor  # what it is asked for, a bag a line: in a table without groups slots are rows
     inside: Tensor  # (B, L) where a line has reads: lines are as long as the longest
 
 
