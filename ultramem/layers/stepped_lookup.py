@@ -15,7 +15,8 @@ RowStep = Callable[[Tensor, Tensor, Tensor, ops.Placement], Tensor]
 class SteppedLookup(torch.autograd.Function):
     """`ultramem.ops.lookup`, whose backward pass calls a `RowStep` in the place of the table's gradient.
 
-    A table that changed between forward and backward, as one that two layers read does, is autograd's own error.
+    A table that changed between forward and backward, as one that two layers read does, is autograd's own error. A
+    compiler leaves it out of its graphs, because a step changes an optimizer: ``fullgraph=True`` is refused.
     """
 
     @staticmethod

@@ -1,7 +1,5 @@
 """Causal self-attention with grouped queries and rotary positions, on transformers' attention interface and caches."""
 
-from types import SimpleNamespace
-
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -9,8 +7,14 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
 
-# What a kernel asks of the module that calls it, where heads are passed as tokens; a compiler cannot trace its making.
-_HEADS_AS_TOKENS = SimpleNamespace(is_causal=False)
+
+class _HeadsAsTokens:
+    """What a kernel asks of the module that calls it, where heads are passed as tokens."""
+
+    is_causal = False
+
+
+_HEADS_AS_TOKENS = _HeadsAsTokens()  # made once: not a part of what a compiler traces
 
 
 class Attention(nn.Module):
