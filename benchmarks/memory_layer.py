@@ -1,6 +1,7 @@
 """One whole memory layer of UltraMem-1.6B-x12 in decode, and its steps: ``python -m benchmarks.memory_layer``.
 
-From the normed hidden state of one token a sequence, and the three before it, to the layer's output. Times are
+From the normed hidden state of one token a sequence, and what is kept of the three before it, to the layer's output and
+what is kept for the next token (the composition keeps nothing). Times are
 microseconds in a CUDA graph over several layers in turn, so that no weight is found in the L2 cache, as between the
 blocks of a model. The floor is the bytes that the layer must read, at the speed of a device copy.
 """
@@ -20,6 +21,7 @@ from benchmarks.ops.timing import copy_speed, microseconds_in_graph, num_bytes, 
 from benchmarks.record import show, write
 from ultramem import ops
 from ultramem.layers import Table, UltraMemLayer
+from ultramem.layers.query import ConvState
 from ultramem.ops.select_keys import kernels as select
 
 HIDDEN, KEYS, EXPANSION = 2048, 1789, 4
@@ -35,9 +37,9 @@ def build(layers: int) -> tuple[list[UltraMemLayer], Table]:
         return made, Table(KEYS**2, SIZES["value_size"], std=0.1, dtype=torch.bfloat16)
 
 
-def composition(layer: UltraMemLayer, table: Table, hidden: Tensor, context: Tensor) -> Tensor:
+def composition(layer: UltraMemLayer, table: Table, hidden: Tensor, state: ConvState) -> Tensor:
     """What one would write in plain PyTorch, with keys that are normalised already."""
-    sequence = torch.cat([context, hidden], dim=1)
+    sequence = torch.cat([state.inputs, hidden], dim=1)
     convolved = (sequence * layer.query.conv.weight[:, 0].T).sum(dim=1)
     query = layer.query.proj(convolved).view(-1, *layer.query.shape)
     query = F.rms_norm(query, query.shape[-1:]) * layer.query.norm_weight
@@ -48,21 +50,21 @@ def composition(layer: UltraMemLayer, table: Table, hidden: Tensor, context: Ten
     return layer.out_proj(pooled.flatten(1))
 
 
-def steps(layer: UltraMemLayer, table: Table, hidden: Tensor, context: Tensor) -> dict[str, Callable[[], object]]:
+def steps(layer: UltraMemLayer, table: Table, hidden: Tensor, state: ConvState) -> dict[str, Callable[[], object]]:
     """The layer, step by step."""
     retrieval = layer.retrieval
-    query = layer.query(hidden, context)
+    query = layer.query(hidden, state)
     keys, filters = retrieval.keys(query.dtype), retrieval.filter_vectors()
     filtered = select._filter(query, keys, filters)
     scores, indices = ops.select_keys(query, keys, filters, retrieval.num_candidates)
     values, slots = ops.rescore(scores, indices, retrieval.cores, retrieval.num_keys, retrieval.top_k)
     read = partial(table, num_keys=retrieval.num_keys, expansion=EXPANSION, seed=0)
     pooled = read(slots, values).flatten(1)
-    convolved = layer.query.conv(hidden, context)
+    convolved = layer.query.conv(hidden, state)
     return {
-        "convolution_us": lambda: layer.query.conv(hidden, context),
+        "convolution_us": lambda: layer.query.conv(hidden, state),
         "query_projection_us": lambda: layer.query.proj(convolved),
-        "query_us": lambda: layer.query(hidden, context),
+        "query_us": lambda: layer.query(hidden, state),
         "filter_us": lambda: select._filter(query, keys, filters),
         "select_us": lambda: select._select(*filtered, query, keys, filters, scores, indices),
         "rescore_us": lambda: ops.rescore(scores, indices, retrieval.cores, retrieval.num_keys, retrieval.top_k),
@@ -75,8 +77,8 @@ def steps(layer: UltraMemLayer, table: Table, hidden: Tensor, context: Tensor) -
 def row(batch: int, layers: list[UltraMemLayer], table: Table, copy: float, compiled: bool) -> dict[str, Any]:
     """One batch."""
     hidden = torch.randn(batch, 1, HIDDEN, device="cuda", dtype=torch.bfloat16)
-    context = torch.randn(batch, 3, HIDDEN, device="cuda", dtype=torch.bfloat16)
-    inputs = [(layer, table, hidden + number, context) for number, layer in enumerate(layers)]
+    kept = torch.randn(len(layers), batch, HIDDEN, 3, device="cuda", dtype=torch.bfloat16).transpose(2, 3)
+    inputs = [(layer, table, hidden + n, ConvState(kept[n])) for n, layer in enumerate(layers)]
 
     def in_turn(function: Callable[..., object]) -> float:
         def all_layers() -> None:
@@ -94,7 +96,7 @@ def row(batch: int, layers: list[UltraMemLayer], table: Table, copy: float, comp
 
     layer = layers[0]
     rows = batch * layer.retrieval.top_k * 2 * SIZES["value_size"] * 2
-    floor = (num_bytes(*layer.parameters(), hidden, hidden, context) + rows) / copy
+    floor = (num_bytes(*layer.parameters(), hidden, hidden, kept[0], kept[0]) + rows) / copy
     ours = in_turn(lambda layer, *rest: layer(rest[1], rest[0], rest[2]).hidden_states)
     times = {name: part_in_turn(name) for name in parts[0]}
     peers: dict[str, float | None] = {"composition": in_turn(composition), "composition_compiled": None}
