@@ -1,8 +1,8 @@
 """Variants of the lookup's kernels that may be faster, against what is used: ``python -m benchmarks.ops.variants``.
 
 - The backward walk over some columns at a time. The pooled gradient of all columns (67 MB for 32768 tokens, 4 groups
-  and 256 columns) does not stay in the L2 cache, a quarter of it may. A table ``(R, D_v)`` is one of ``(P R, D_v / P)``,
-  whose rows are read in P passes, so the used kernels walk it as they are.
+  and 256 columns) does not stay in the L2 cache, a quarter of it may. A table ``(R, D_v)`` is one of
+  ``(P R, D_v / P)``, whose rows are read in P passes, so the used kernels walk it as they are.
 - The forward pass of few tokens of wide rows: programs of 128 columns instead of 32.
 
 Times are microseconds; every variant must give what is used: bit for bit, but for the weights' gradient, whose terms P
