@@ -86,6 +86,40 @@ def test_every_member_of_the_family_sends_what_its_configuration_says(num_proces
     run_ranks(check, num_processes, configs)
 
 
+def uneven_config(**parallel):
+    """Neither vocabulary, hidden size, keys, rows nor columns divide by four, and two heads leave processes without."""
+    sizes = {
+        "hidden_size": 38,
+        "num_attention_heads": 1,
+        "intermediate_size": 46,
+        "vocab_size": 67,
+        "memory_num_heads": 2,
+        "memory_num_keys": 7,
+    }
+    sizes |= {"memory_key_size": 10, "memory_value_size": 18}
+    return replace(with_model(config_of("ultramem", **parallel), **sizes), batch_size=12, micro_batch_size=2)
+
+
+def check_uneven():
+    num_processes, rank = dist.get_world_size(), dist.get_rank()
+    for tables, trunk in (("rows", "shard"), ("columns", "shard"), ("replicate", "shard"), ("replicate", "replicate")):
+        config = uneven_config(tables=tables, trunk=trunk)
+        sent, *held = measure(config)
+        share = share_of(config, num_processes)
+        predicted = [share.trunk_bytes // 16, share.table_bytes // 16]
+        if rank == 0:
+            assert held == predicted, (tables, trunk)
+        assert all(mine <= first for mine, first in zip(held, predicted, strict=True)), (tables, trunk)
+        if tables == "replicate":
+            expected = num_processes * sum(part.num_bytes for part in share.trunk_traffic + share.table_traffic)
+            assert sent == pytest.approx(expected), trunk
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 4])
+def test_what_does_not_divide_is_held_and_sent_with_its_padding(num_processes):
+    run_ranks(check_uneven, num_processes)
+
+
 @pytest.mark.parametrize(
     ("recipe", "parallel", "num_processes", "style"),
     [

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ultramem.accounting import TRAINING_BYTES, count_parameters
+from ultramem.accounting import TRAINING_BYTES
 from ultramem.distributed.communication import (
     NUMBER_BYTES,
     Links,
@@ -24,6 +24,7 @@ from ultramem.distributed.sharded_table import shard_sizes
 from ultramem.layers.tables import placement
 from ultramem.models.sharing import table_rows
 from ultramem.train.config import TrainConfig
+from ultramem.train.trunk_shards import TrunkShard, trunk_shard
 
 TableStyle = Literal["rows", "columns", "replicate"]
 
@@ -42,9 +43,10 @@ class Share:
     trunk_shards: int
     """Among how many processes all the rest is divided."""
     trunk_bytes: int
-    """Weights, gradients and AdamW's moments of the process's part of the trunk."""
+    """Weights, gradients and AdamW's moments of the process's part of the trunk, as of a process that needs no padding;
+    where the trunk does not divide evenly, others hold fewer gradients and moments."""
     table_bytes: int
-    """The same of the tables."""
+    """The same of the tables; where they do not divide evenly, the last process holds less."""
     trunk_traffic: list[Traffic]
     """Sent in a step for the trunk: parameters and gradients."""
     table_traffic: list[Traffic]
@@ -71,7 +73,18 @@ def share_of(config: TrainConfig, num_processes: int) -> Share:
         >>> share.tables, round(share.table_bytes / 2**30, 2)
         ('columns', 4.58)
     """
-    return _share(config, num_processes, choose_tables(config, num_processes))
+    style = choose_tables(config, num_processes)
+    table_shards, trunk_shards = _shards(config, num_processes, style)
+    trunk = trunk_shard(config.model, trunk_shards)
+    return Share(
+        tables=style,
+        table_shards=table_shards,
+        trunk_shards=trunk_shards,
+        trunk_bytes=TRAINING_BYTES * sum(trunk),
+        table_bytes=_table_bytes(config, style, table_shards),
+        trunk_traffic=_trunk_traffic(config, num_processes, trunk, trunk_shards),
+        table_traffic=_table_traffic(config, num_processes, style, table_shards) if config.model.memory_units else [],
+    )
 
 
 def choose_tables(config: TrainConfig, num_processes: int) -> TableStyle:
@@ -89,14 +102,18 @@ def choose_tables(config: TrainConfig, num_processes: int) -> TableStyle:
     if num_processes == 1 or not config.model.memory_units:
         return "replicate"
     shards = config.parallel.table_shards or num_processes
-    shares = [_share(config, num_processes, style) for style in _possible(config, shards)]
-    return min(shares, key=lambda share: sum(map(Links().seconds, share.table_traffic))).tables
+
+    def seconds(style: TableStyle) -> float:
+        table_shards, _ = _shards(config, num_processes, style)
+        return sum(map(Links().seconds, _table_traffic(config, num_processes, style, table_shards)))
+
+    return min(_possible(config, shards), key=seconds)
 
 
 def _possible(config: TrainConfig, shards: int) -> list[TableStyle]:
     styles: list[TableStyle] = ["columns", "rows"]
     found = [style for style in styles if _enough(config, style, shards)] or ["rows"]
-    return ["replicate", *found] if _table_bytes(config) <= REPLICA_BYTES else found
+    return ["replicate", *found] if _table_bytes(config, "replicate", 1) <= REPLICA_BYTES else found
 
 
 def _enough(config: TrainConfig, style: TableStyle, shards: int) -> bool:
@@ -105,7 +122,8 @@ def _enough(config: TrainConfig, style: TableStyle, shards: int) -> bool:
     return all(shard_sizes(length, shards)[-1] for length in lengths)
 
 
-def _share(config: TrainConfig, num_processes: int, style: TableStyle) -> Share:
+def _shards(config: TrainConfig, num_processes: int, style: TableStyle) -> tuple[int, int]:
+    """Among how many processes tables and trunk are divided."""
     layout = config.parallel
     table_shards = 1 if style == "replicate" else layout.table_shards or num_processes
     trunk_shards = 1 if layout.trunk == "replicate" else layout.trunk_shards or num_processes
@@ -121,23 +139,18 @@ def _share(config: TrainConfig, num_processes: int, style: TableStyle) -> Share:
         )
     if config.batch_size % num_processes:
         raise ValueError(f"batch_size is {config.batch_size}: it must be a multiple of {num_processes} processes")
-    parameters = count_parameters(config.model)
-    trunk = parameters.total - parameters.tables
-    return Share(
-        tables=style,
-        table_shards=table_shards,
-        trunk_shards=trunk_shards,
-        trunk_bytes=-(-TRAINING_BYTES * trunk // trunk_shards),
-        table_bytes=-(-_table_bytes(config) // table_shards),
-        trunk_traffic=_trunk_traffic(config, num_processes, trunk_shards),
-        table_traffic=_table_traffic(config, num_processes, style, table_shards) if parameters.tables else [],
-    )
+    return table_shards, trunk_shards
 
 
-def _table_bytes(config: TrainConfig) -> int:
-    """Weights, gradients (lazy tables have fewer, at times) and what the optimizer keeps, of all tables."""
+def _table_bytes(config: TrainConfig, style: TableStyle, num_shards: int) -> int:
+    """Weights, gradients (lazy tables have fewer, at times) and what the optimizer keeps, of the first part of each."""
+    if not config.model.memory_units:
+        return 0
+    rows, columns = (num_shards, 1) if style == "rows" else (1, num_shards)
+    heights = sum(-(-num_rows // rows) for num_rows in table_rows(config.model))
+    widths = sum(-(-width // columns) for width in _widths(config.model))
     state_bytes = {"full": 8, "small": 2}[config.optimizer.table_optimizer_state]
-    return (2 * NUMBER_BYTES + state_bytes) * count_parameters(config.model).tables
+    return (2 * NUMBER_BYTES + state_bytes) * heights * widths
 
 
 def _micro_batches(config: TrainConfig, num_processes: int) -> Counter[int]:
@@ -147,16 +160,13 @@ def _micro_batches(config: TrainConfig, num_processes: int) -> Counter[int]:
     return Counter({size: sequences // size}) + Counter({sequences % size: 1} if sequences % size else {})
 
 
-def _trunk_traffic(config: TrainConfig, num_processes: int, num_shards: int) -> list[Traffic]:
-    parameters = count_parameters(config.model)
-    trunk = parameters.total - parameters.tables
-    rest = parameters.embeddings + config.model.hidden_size  # and the last norm
-    passes = sent_by_trunk(blocks=trunk - rest, rest=rest, num_shards=num_shards)
+def _trunk_traffic(config: TrainConfig, num_processes: int, shard: TrunkShard, num_shards: int) -> list[Traffic]:
+    passes = sent_by_trunk(blocks=shard.blocks * num_shards, rest=shard.rest * num_shards, num_shards=num_shards)
     gathered = (passes.forward + passes.backward) * _micro_batches(config, num_processes).total()
     num_replicas = num_processes // num_shards
     return [
         Traffic(gathered, num_shards),
-        Traffic(ring_all_reduce(NUMBER_BYTES * trunk / num_shards, num_replicas), num_replicas, num_shards),
+        Traffic(ring_all_reduce(NUMBER_BYTES * sum(shard), num_replicas), num_replicas, num_shards),
     ]
 
 
