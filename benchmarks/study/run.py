@@ -19,7 +19,7 @@ from ultramem.train.config import TrainConfig
 from ultramem.train.config_json import config_to_dict
 from ultramem.train.determinism import deterministic_algorithms
 from ultramem.train.run_folder import RunFolder
-from ultramem.train.trainer import Trainer
+from ultramem.train.trainer import Trainer, TrainingError
 
 TRAINING_POINTS = 40
 
@@ -36,7 +36,8 @@ def train_and_measure(
 
     Returns:
         Plain values: "name", "seed", "settings", counts, the curves "training" and "validation" (tokens, seconds of
-        training, loss in nats a token), the final losses, the memories' health, the speed, and what it ran on.
+        training, loss in nats a token), the final losses, the memories' health, the speed, and what it ran on. Where
+        a loss was not finite the run ends, "ended_early" says so, and the last validation is of the weights before.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
@@ -49,11 +50,15 @@ def train_and_measure(
     validations: list[dict[str, Any]] = []
     with TemporaryDirectory() as scratch, deterministic_algorithms():
         trainer = Trainer(config, RunFolder(Path(scratch)), loader, validation, device)
-        while trainer.step < config.steps:
+        ended_early = {}
+        while trainer.step < config.steps and not ended_early:
             begun = time.perf_counter()
-            training_losses.append(trainer.take_step().cross_entropy)
+            try:
+                training_losses.append(trainer.take_step().cross_entropy)
+            except TrainingError as error:
+                ended_early = {"ended_early": str(error)}
             step_seconds.append(time.perf_counter() - begun)
-            if trainer.step % config.evaluate_every_steps == 0 or trainer.step == config.steps:
+            if trainer.step % config.evaluate_every_steps == 0 or trainer.step == config.steps or ended_early:
                 tokens = trainer.step * config.tokens_per_step
                 validations.append({"tokens": tokens, **trainer.evaluate()})
         more = {"afterwards": afterwards(trainer.model)} if afterwards else {}
@@ -62,7 +67,7 @@ def train_and_measure(
     return {
         "name": config.name,
         "seed": config.seed,
-        "tokens": config.steps * config.tokens_per_step,
+        "tokens": trainer.step * config.tokens_per_step,
         "validation_loss": validations[-1]["validation_loss"],
         "bits_per_byte": validations[-1]["bits_per_byte"],
         "training_loss": _tail_mean(training_losses),
@@ -83,6 +88,7 @@ def train_and_measure(
         "memory": validations[-1].get("memory"),
         "settings": config_to_dict(config),
         "data": {"training_tokens": training.num_tokens, "vocabulary": training.vocab_size},
+        **ended_early,
         **more,
         **machine(),
     }

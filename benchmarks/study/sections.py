@@ -36,7 +36,7 @@ class Section(NamedTuple):
 def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:
     """The mean validation loss of several seeds, and each seed's, against tokens; or seconds, if a step's are given."""
     lines = [[(_x(point, runs[0], step), point["loss"]) for point in run["validation"]] for run in runs]
-    mean = [(fmean(x for x, _ in points), fmean(y for _, y in points)) for points in zip(*lines, strict=True)]
+    mean = [(fmean(x for x, _ in points), fmean(y for _, y in points)) for points in zip(*lines, strict=False)]
     return Series(name, mean, lines if len(lines) > 1 else ())
 
 
@@ -272,7 +272,8 @@ def learning_rates(rows: list[Row]) -> Section:
     best = [min(runs, key=lambda row: row["validation_loss"]) for runs in by_name(rows).values()]
 
     def loss(row: Row) -> str:
-        return f"**{row['validation_loss']:.3f}**" if row in best else f"{row['validation_loss']:.3f}"
+        shown = f"**{row['validation_loss']:.3f}**" if row in best else f"{row['validation_loss']:.3f}"
+        return f"{shown} at {row['tokens'] / 1e6:.1f}M tokens, then not finite" if "ended_early" in row else shown
 
     text = markdown_table(
         ["model", "learning rate", "tables' multiple, at first", "its horizon", "validation loss"],

@@ -9,10 +9,12 @@ from benchmarks.study import command, dense_equivalent, equal_compute, ladder, l
 from benchmarks.study.dense_equivalent import FACTORS, grown
 from benchmarks.study.learning_rates import tuned
 from benchmarks.study.results import Results
+from benchmarks.study.run import train_and_measure
 from ultramem import recipes
 from ultramem.accounting import count_flops, count_parameters
 from ultramem.recipes.registry import with_model
 from ultramem.train.config_json import config_to_dict
+from ultramem.train.trainer import Trainer, TrainingError
 
 EXPERIMENTS = {
     learning_rates: 2 * 2 + 3 + 5 * 2,
@@ -55,6 +57,22 @@ def test_an_experiment_runs_from_end_to_end(experiment, prepared, tiny_scale, in
     # The same command finds everything done.
     monkeypatch.setattr(schedule, "start", lambda *_: pytest.fail("it trains again"))
     assert make(experiment, prepared, tmp_path) == rows
+
+
+def test_a_run_whose_loss_is_not_finite_ends_and_is_kept(prepared, tiny_scale, monkeypatch):
+    config = tiny_scale.fit(tiny_scale.recipe("ultramem"), 64 * 4)
+    take_step = Trainer.take_step
+
+    def unlucky(trainer):
+        if trainer.step == 2:
+            raise TrainingError("step 3: loss is nan")
+        return take_step(trainer)
+
+    monkeypatch.setattr(Trainer, "take_step", unlucky)
+    row = train_and_measure(config, prepared)
+    assert row["ended_early"] == "step 3: loss is nan"
+    assert row["tokens"] == row["validation"][-1]["tokens"] == 2 * 64
+    assert row["memory"]
 
 
 def finished(config, loss=3.0):

@@ -166,6 +166,12 @@ def test_runs_with_other_settings_stand_apart(kept):
     assert ["| 0.5 | 9.000 |" in line for line in lines] == [False, True]
 
 
+def test_a_rate_at_which_the_loss_was_not_finite_is_said(kept):
+    Results("learning_rates", kept).add(row("gpu-25m-dense", 6.1, tokens=2_000_000, ended_early="step 9: loss is nan"))
+    part, _ = report.study(kept)
+    assert "| 6.100 at 2.0M tokens, then not finite |" in part
+
+
 def test_answers_stand_beside_guessing_and_their_noise(kept):
     assert "lm-eval" not in report.study(kept)[0]
     results = Results("equal_compute", kept)

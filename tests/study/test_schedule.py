@@ -202,6 +202,9 @@ def test_afterwards_all_else_is_wanted_and_biographies_are_waited_for(tmp_path, 
     wanted = [run.results.path.stem for run in plan.wanted(given(tmp_path), lambda: told.append(True))]
     assert list(dict.fromkeys(wanted)) == ["ladder", "equal_compute", "table_size", "dense_equivalent", "knowledge"]
     assert told
+    alone = [run for run in plan.after_the_rates(given(tmp_path), bool) if run.alone]
+    assert [run.config.name for run in alone] == [f"gpu-15m-{name}" for name in ("dense", "moe", "ultramem", "pkm")]
+    assert {run.config.seed for run in alone} == {0}
 
 
 def test_the_list_counts_every_run_once(tmp_path, capsys):
