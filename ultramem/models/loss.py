@@ -2,47 +2,93 @@
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100
-# Logits of one chunk: 128 MiB in float32, still hundreds of rows, a full matrix product, at a vocabulary of 100,000.
-CHUNK_ELEMENTS = 2**25
+# Logits of one chunk: 256 MiB in bfloat16, and over a thousand rows, a full matrix product, at a vocabulary of 100,000.
+CHUNK_ELEMENTS = 2**27
 
 
-def next_token_loss(
-    lm_head: nn.Linear, hidden_states: Tensor, labels: Tensor, chunk_elements: int = CHUNK_ELEMENTS
-) -> tuple[Tensor, Tensor]:
+class NextTokenLoss(nn.Module):
     """Mean cross-entropy of each position's successor, in float32, chunk by chunk.
 
-    The logits of a chunk live only while its loss is computed; the backward pass computes them again.
+    The gradients of a chunk are computed while its logits are there: logits are computed once, and none are kept.
 
     Args:
-        lm_head: the output layer, D to V logits.
-        hidden_states: `(B, T, D)`.
-        labels: `(B, T)` int64, the input's own tokens, shifted here; -100 is not predicted.
         chunk_elements: how many logits are held at a time.
 
-    Returns:
-        The mean over the predicted tokens, `()` float32 (0 where there are none), and their number, `()` int64.
-
     Example:
-        >>> loss, count = next_token_loss(nn.Linear(8, 11), torch.randn(2, 5, 8), torch.randint(11, (2, 5)))
+        >>> loss, count = NextTokenLoss()(nn.Linear(8, 11), torch.randn(2, 5, 8), torch.randint(11, (2, 5)))
         >>> count
         tensor(8)
     """
-    hidden_ND = hidden_states[:, :-1].flatten(0, 1)
-    targets_N = labels[:, 1:].flatten()
-    rows = max(1, chunk_elements // lm_head.out_features)
-    if len(targets_N) <= rows:
-        total = _summed_loss(lm_head, hidden_ND, targets_N)
-    else:
-        chunks = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
-        losses = [checkpoint(_summed_loss, lm_head, *chunk, use_reentrant=False) for chunk in chunks]
-        total = torch.stack(losses).sum()
-    count = (targets_N != IGNORED).sum()
-    return total / count.clamp(min=1), count
+
+    def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+        super().__init__()
+        self.chunk_elements = chunk_elements
+        self.of_logits = SummedCrossEntropy()
+
+    def forward(self, lm_head: nn.Linear, hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean over the predicted tokens, `()` float32 (0 where there are none), and their number, `()` int64.
+
+        Args:
+            lm_head: the output layer, D to V logits, without bias.
+            hidden_states: `(B, T, D)`.
+            labels: `(B, T)` int64, the input's own tokens, shifted here; -100 is not predicted.
+        """
+        # The last position has no successor: shifted labels cost less than hidden states copied without it.
+        targets_N = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+        rows = max(1, self.chunk_elements // lm_head.out_features)
+        hidden_ND, weight_VD = hidden_states.flatten(0, 1), lm_head.weight
+        if not torch.is_grad_enabled():
+            hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
+        total = _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, self.of_logits, rows)
+        count = (targets_N != IGNORED).sum()
+        return total / count.clamp(min=1), count
 
 
-def _summed_loss(lm_head: nn.Linear, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(lm_head(hidden_ND).float(), targets_N, ignore_index=IGNORED, reduction="sum")
+class SummedCrossEntropy(nn.Module):
+    """The cross-entropy of a chunk's logits: most of a loss's memory traffic, and what is worth compiling of it."""
+
+    def forward(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        """The sum over the rows whose target is not ignored, `()` float32."""
+        return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sums the chunks' losses; the forward pass leaves nothing for the backward pass to do but to scale gradients."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N, of_logits: SummedCrossEntropy, rows: int):
+        """`()` float32."""
+        device = hidden_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
+        low_weight_VD = weight_VD.to(dtype)
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        grad_hidden_ND = torch.empty_like(hidden_ND) if for_hidden else None
+        wide = torch.promote_types(weight_VD.dtype, torch.float32)
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if for_weight else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        for start in range(0, len(hidden_ND), rows):
+            chunk = slice(start, start + rows)
+            low_hidden_ND = hidden_ND[chunk].to(dtype)
+            logits_NV = F.linear(low_hidden_ND, low_weight_VD).requires_grad_(for_hidden or for_weight)
+            with torch.set_grad_enabled(logits_NV.requires_grad):
+                loss = of_logits(logits_NV, targets_N[chunk])
+            total += loss.detach()
+            if loss.requires_grad:
+                (grad_logits_NV,) = torch.autograd.grad(loss, logits_NV)
+                if grad_hidden_ND is not None:
+                    grad_hidden_ND[chunk] = grad_logits_NV @ low_weight_VD
+                if grad_weight_VD is not None:
+                    grad_weight_VD += grad_logits_NV.mT @ low_hidden_ND
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_total):
+        """The gradients that the forward pass computed, in proportion."""
+        grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
+        return *grads, None, None, None

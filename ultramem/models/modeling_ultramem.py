@@ -30,7 +30,7 @@ from ultramem.models.attention import Attention
 from ultramem.models.branches import feed_forward, memory_layer, memory_tables
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.decoding import DecodeGraph
-from ultramem.models.loss import next_token_loss
+from ultramem.models.loss import NextTokenLoss
 from ultramem.models.overlap import Running, can_overlap
 from ultramem.models.sharing import unit_windows
 
@@ -330,6 +330,7 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = UltraMemModel(config, table_class=table_class)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.next_token_loss = NextTokenLoss()
         self.post_init()
 
     @can_return_tuple
@@ -378,7 +379,7 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
         )
         loss = cross_entropy = logits = None
         if labels is not None:
-            cross_entropy, count = next_token_loss(self.lm_head, outputs.last_hidden_state, labels)
+            cross_entropy, count = self.next_token_loss(self.lm_head, outputs.last_hidden_state, labels)
             loss = cross_entropy + outputs.auxiliary_loss
             if num_items_in_batch is not None:
                 loss = loss * count / num_items_in_batch
