@@ -1,7 +1,7 @@
 """Training speed of UltraMem-151M-x12 against its dense trunk on one GPU: ``python -m benchmarks.training``.
 
-A whole step as `ultramem.train` takes it: bfloat16 autocast, the trunk compiled in one graph in which the memory's
-operations are opaque nodes, loss, backward, clipping, both optimizers. Random tokens, no dropout, no checkpointing. The
+A whole step as `ultramem.train` takes it: bfloat16 autocast, blocks and loss compiled, backward, clipping, both
+optimizers. Random tokens, no dropout, no checkpointing. The
 floor is the dense step times the ratio of the models' floating-point operations.
 """
 
@@ -19,6 +19,7 @@ from torch import nn
 from benchmarks.record import show, write
 from ultramem import recipes
 from ultramem.accounting import count_flops, count_parameters
+from ultramem.distributed.parallelize import compile_regions
 from ultramem.layers import Table
 from ultramem.models import UltraMemForCausalLM
 from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
@@ -78,7 +79,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     begun = time.perf_counter()
     model = build(variant, arguments.layers)
     if arguments.compile:
-        model.model.compile(fullgraph=True)
+        compile_regions(model)
     optimizers = optimizers_of(model, variant.state)
     tokens = torch.randint(model.config.vocab_size, (arguments.batch, LENGTH), device="cuda")
     marks: list[list[torch.cuda.Event]] = []

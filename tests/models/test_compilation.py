@@ -1,9 +1,25 @@
-"""The trunk compiles to one graph, in training too: same loss, same gradients."""
+"""Compiled, a model trains as it does plain: in regions, as the trainer compiles it, and in one graph."""
 
 import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from ultramem.distributed.activation_checkpoint import checkpoint_activations
+from ultramem.distributed.parallelize import compile_regions
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Counts what is compiled, without generating code; a graph break is an error."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    plain = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **settings: plain(self, fullgraph=True, backend=counter, **settings)
+    )
+    return counter
 
 
 def loss_and_gradients(model, tokens):
@@ -11,6 +27,64 @@ def loss_and_gradients(model, tokens):
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return loss.detach(), {name: grad.to_dense() if grad.is_sparse else grad for name, grad in gradients.items()}
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("name", ["dense", "ultramem", "ultramem-v2", "memory-plus", "peer"])
+def test_alike_blocks_share_one_code_and_train_as_plain_ones(build, tokens, graphs, name, checkpointed):
+    results = []
+    for compiled in (False, True):
+        model = build(name).train()
+        if checkpointed:
+            checkpoint_activations(model)
+        if compiled:
+            compile_regions(model)
+        results.append(loss_and_gradients(model, tokens))
+    assert_close(results[1], results[0])
+    assert graphs.frame_count == 2  # a block, and the cross-entropy
+
+
+def test_a_block_with_experts_compiles_whole(build, tokens, graphs):
+    """Also where three kinds of blocks meet."""
+    plain, compiled = build("ultramem-moe").train(), build("ultramem-moe").train()
+    compile_regions(compiled)
+    assert_close(loss_and_gradients(compiled, tokens), loss_and_gradients(plain, tokens))
+    assert graphs.frame_count == 4
+
+
+def test_nothing_is_compiled_again_after_the_first_step_and_validation(build, tokens, graphs):
+    """Neither for a chunk of another length, nor for what memories return; a batch of another shape costs once."""
+    model = build("ultramem")
+    model.next_token_loss.chunk_elements = model.config.vocab_size * (tokens.numel() * 2 // 3)
+    compile_regions(model)
+
+    def step(tokens):
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
+
+    @torch.no_grad()
+    def validate(tokens):
+        model.eval()
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=tokens, labels=tokens, use_cache=False, output_memory=True)
+
+    counts = []
+    for function, shown in (
+        (step, tokens),
+        (step, tokens),
+        (validate, tokens),
+        (step, tokens),
+        (validate, tokens),
+        (validate, tokens[:, 1:]),
+        (validate, tokens[:, 2:]),
+        (step, tokens),
+        (validate, tokens),
+    ):
+        before = graphs.frame_count
+        function(shown)
+        counts.append(graphs.frame_count - before)
+    assert counts == [2, 0, 2, 0, 0, 1, 0, 0, 0]
 
 
 @pytest.mark.slow

@@ -191,3 +191,8 @@ def test_the_machine_that_measures_needs_no_tyro_and_no_cattrs():
     modules = ", ".join(f"benchmarks.study.{name}" for name in ("ladder", "plan", "report"))
     code = f"import sys; sys.modules.update(tyro=None, cattrs=None, datasets=None, lm_eval=None); import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_runs_on_a_gpu_are_compiled_and_those_on_a_cpu_are_not():
+    for family, scale in command.SCALES.items():
+        assert scale.fit(scale.recipe("ultramem"), scale.tokens).compile == family.startswith("gpu"), family

@@ -23,21 +23,31 @@ def parallelize(
         mesh: how the processes are arranged; None: this is the only one.
         table_style: how tables are divided among the processes of the table axis.
         activation_checkpointing: see `checkpoint_activations`.
-        compile: by `torch.compile`: all but the loss, with our operations opaque; with several processes block by
-            block, for they talk in between.
+        compile: see `compile_regions`.
     """
     if mesh is not None:
         shard_tables(model, mesh.tables, table_style)
         model.model.reads_ahead = mesh.tables["shard"].size() > 1
     if activation_checkpointing:
         checkpoint_activations(model)
-    if compile and mesh is None:
-        model.model.compile()
-    elif compile:
-        for block in model.model.layers:
-            block.compile()
+    if compile:
+        compile_regions(model)
     if mesh is not None:
         shard_trunk(model, mesh.trunk)
+
+
+def compile_regions(model: Any) -> None:
+    """Compile what has many small operations to fuse: every block, and the cross-entropy of the logits.
+
+    Blocks are alike, so the code of the first serves all: an eighth of what eight blocks in one graph are to compile.
+    Between them lie our own operations, into which a compiler cannot look, and what processes send to each other.
+
+    Args:
+        model: a causal language model of ours.
+    """
+    for block in model.model.layers:
+        block.compile()
+    model.next_token_loss.of_logits.compile(dynamic=True)  # the last chunk is shorter
 
 
 def shard_trunk(model: Any, mesh: DeviceMesh) -> None:

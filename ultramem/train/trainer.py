@@ -155,6 +155,8 @@ class Trainer:
         for module in self.model.modules():
             if isinstance(module, Table):
                 module.sparse = config.optimizer.lazy_tables
+        if config.compile:
+            torch.compiler.reset()  # a process has room for few models' code, and an earlier run's would count
         parallelize(
             self.model,
             mesh,
