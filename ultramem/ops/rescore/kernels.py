@@ -25,10 +25,10 @@ def _square_grid(
     k,
     RANKS: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    SIDE: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """The grid with both sides padded to a power of two: ordered values, positions, and one that k cells reach."""
-    SIDE: tl.constexpr = triton.next_power_of_2(CANDIDATES)
     candidates = tl.arange(0, SIDE)
     real = candidates < CANDIDATES
     grid = tl.zeros((SIDE, SIDE), dtype=tl.float32)
@@ -60,6 +60,7 @@ def _packed_grid(
     k,
     RANKS: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    SIDE: tl.constexpr,
     CELLS: tl.constexpr,
 ):
     """The same, cell after cell without padding between the rows: every cell loads its own scores."""
@@ -95,6 +96,7 @@ def _rescore_kernel(
     HEADS: tl.constexpr,
     RANKS: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    SIDE: tl.constexpr,
     CELLS: tl.constexpr,
     K_BLOCK: tl.constexpr,
 ):
@@ -104,7 +106,9 @@ def _rescore_kernel(
     column_scores = row_scores + RANKS * CANDIDATES
     cores_ptr += program % HEADS * num_cores * RANKS * RANKS
     values_row = values_ptr + (program // HEADS * num_cores * HEADS + program % HEADS) * k
-    integers, positions, lowest = GRID(row_scores, column_scores, cores_ptr, num_cores, k, RANKS, CANDIDATES, CELLS)
+    integers, positions, lowest = GRID(
+        row_scores, column_scores, cores_ptr, num_cores, k, RANKS, CANDIDATES, SIDE, CELLS
+    )
     above = tl.max(integers).to(tl.int64) + 1
     threshold = find_threshold(integers, k, lowest.to(tl.int64), above)
     chosen, place = number_chosen(integers, threshold, k)
@@ -202,8 +206,7 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
     positions = torch.empty_like(slots)
     if num_tokens == 0:
         return values, slots, positions
-    square = triton.next_power_of_2(num_candidates) ** 2
-    cells = triton.next_power_of_2(num_candidates**2)
+    side, cells = triton.next_power_of_2(num_candidates), triton.next_power_of_2(num_candidates**2)
     _rescore_kernel[(num_tokens * heads,)](
         scores.contiguous(),
         indices.contiguous(),
@@ -214,10 +217,11 @@ def rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: in
         num_keys,
         num_cores,
         k,
-        GRID=_square_grid if cells == square else _packed_grid,
+        GRID=_square_grid if cells == side**2 else _packed_grid,
         HEADS=heads,
         RANKS=ranks,
         CANDIDATES=num_candidates,
+        SIDE=side,
         CELLS=cells,
         K_BLOCK=triton.next_power_of_2(k),
         num_warps=_num_warps(num_tokens, cells),
