@@ -54,7 +54,7 @@ def steps(layer: UltraMemLayer, table: Table, hidden: Tensor, state: ConvState) 
     """The layer, step by step."""
     retrieval = layer.retrieval
     query = layer.query(hidden, state)
-    keys, filters = retrieval.keys(query.dtype), retrieval.filter_vectors()
+    keys, filters = retrieval.keys(query.dtype, layer.query.norm_weight), retrieval.filter_vectors()
     filtered = select._filter(query, keys, filters)
     scores, indices = ops.select_keys(query, keys, filters, retrieval.num_candidates)
     values, slots = ops.rescore(scores, indices, retrieval.cores, retrieval.num_keys, retrieval.top_k)

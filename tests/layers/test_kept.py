@@ -57,8 +57,19 @@ def test_a_change_of_the_weights_is_seen():
         keys = make_keys()
         before = keys()
         change(keys)
-        torch.testing.assert_close(keys(), keys._normalise(keys.weight.dtype), rtol=0, atol=0)
+        torch.testing.assert_close(keys(), keys._normalise(keys.weight.dtype, [keys.norm_weight]), rtol=0, atol=0)
         assert not torch.equal(keys(), before) or keys().dtype != before.dtype, change.__name__
+
+
+@torch.no_grad()
+def test_the_weight_of_the_queries_norm_is_among_them():
+    keys, weight = make_keys(), torch.nn.Parameter(torch.rand(2, 4))
+    kept = keys(query_weight=weight)
+    assert keys(query_weight=weight) is kept
+    torch.testing.assert_close(kept, keys() * weight)
+    kept = keys(query_weight=weight)
+    weight.mul_(2)
+    torch.testing.assert_close(keys(query_weight=weight), 2 * kept)
 
 
 @torch.no_grad()

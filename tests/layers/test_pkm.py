@@ -15,7 +15,7 @@ def make(value_size=HIDDEN, **settings):
 
 def oracle(layer, table, hidden):
     """Scores every slot, takes the best, gathers the rows."""
-    query, keys = layer.query(hidden), layer.retrieval.keys()
+    query, keys = layer.query(hidden), layer.retrieval.keys(query_weight=layer.query.norm_weight)
     row, column = (torch.einsum("nqd,hkd->nqhk", query[:, :, s, 0], keys[:, s, :, 0]) for s in (0, 1))
     pick = torch.arange(keys.shape[0])
     shared = query.shape[1] == 1

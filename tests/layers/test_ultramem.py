@@ -99,7 +99,7 @@ def test_initial_scores_average_one_and_outputs_have_the_promised_variance(keys,
     )
     std = value_std(expansion=expansion, top_k=top_k, num_heads=heads, num_layers=num_layers)
     hidden = torch.randn(2, 128, 192)
-    values, _ = layer.retrieval(layer.query(hidden))
+    values, _ = layer.retrieval(layer.query(hidden), layer.query.norm_weight)
     output = layer(hidden, Table(keys**2, 96, std=std)).hidden_states
     assert values.mean().item() == pytest.approx(1, rel=0.10)
     assert output.std().item() == pytest.approx(1 / sqrt(2 * num_layers), rel=0.15)

@@ -166,7 +166,7 @@ def test_initial_scores_average_one_and_outputs_spread_as_the_feed_forward_branc
     )
     table = GatedTable(sizes["num_keys"] ** 2, pre_width=pre_value_size, width=96, pre_std=std, std=std)
     hidden = torch.randn(2, 128, hidden_size)
-    values, _ = layer.retrieval(layer.query(hidden))
+    values, _ = layer.retrieval(layer.query(hidden), layer.query.norm_weight)
     assert values.mean().item() == pytest.approx(1, rel=0.10)
 
     ffn = SwiGLU(hidden_size, 4 * hidden_size)

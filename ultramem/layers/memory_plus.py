@@ -76,7 +76,7 @@ class MemoryPlusLayer(MemoryLayer):
     def read(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryRead:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
-        values, slots = self.retrieval(self.query(hidden_states, context))
+        values, slots = self.retrieval(self.query(hidden_states, context), self.query.norm_weight)
         return MemoryRead(
             gate=F.silu(self.gate_proj(hidden_states)),
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),

@@ -103,7 +103,7 @@ class PEERLayer(MemoryLayer):
         batch, length, _ = hidden_states.shape
         queries = self.query(hidden_states, context)
         # One set of keys serves all heads: to the retrieval they are further tokens.
-        values, slots = self.retrieval(queries.flatten(0, 1)[:, None])
+        values, slots = self.retrieval(queries.flatten(0, 1)[:, None], self.query.norm_weight)
         scores, slots = (found.view(*queries.shape[:2], -1) for found in (values, slots))
         products = table.pre_values.dot(slots, hidden_states.flatten(0, 1), **self.placement._asdict())
         activate, _ = ACTIVATIONS[self.activation]

@@ -5,6 +5,7 @@ shared by the heads.
 """
 
 from functools import partial
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ class Query(nn.Module):
         num_ranks: r.
         rank_width: d.
         conv_size: taps of the causal convolution; 0 for none.
-        norm: RMSNorm over d with a weight a rank, shared by the sides.
+        norm: RMSNorm over d. Its weight, one a rank and shared by the sides, is left to the keys: see `Keys.forward`.
     """
 
     def __init__(self, hidden_size: int, *, num_sets: int, num_ranks: int, rank_width: int, conv_size: int, norm: bool):
@@ -88,9 +89,7 @@ class Query(nn.Module):
         if self.conv is not None:
             hidden_states = self.conv(hidden_states, context)
         query = self.proj(hidden_states).view(-1, *self.shape)
-        if self.norm_weight is not None:
-            query = F.rms_norm(query, query.shape[-1:], eps=NORM_EPSILON) * self.norm_weight.to(query.dtype)
-        return query
+        return query if self.norm_weight is None else F.rms_norm(query, query.shape[-1:], eps=NORM_EPSILON)
 
 
 class Keys(nn.Module):
@@ -119,14 +118,19 @@ class Keys(nn.Module):
             nn.init.normal_(self.weight)
             nn.init.constant_(self.norm_weight, rank_width**-0.5)
 
-    def forward(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The keys as they are compared with queries, in the queries' dtype; in inference computed once."""
+    def forward(self, dtype: torch.dtype | None = None, query_weight: Tensor | None = None) -> Tensor:
+        """The keys as they are compared with queries, in the queries' dtype; in inference computed once.
+
+        A score is a product of a query and a key, so the weight ``(r, d)`` of the queries' norm may as well multiply
+        the keys, which are fewer than the tokens of a batch.
+        """
         dtype = dtype or self.weight.dtype
         if self.norm_weight is None:
+            assert query_weight is None, "queries are normalised where keys are"
             return self.weight.to(dtype)
-        return self._normalised(partial(self._normalise, dtype), self.weight, self.norm_weight, dtype=dtype)
+        weights: list[Tensor] = [self.norm_weight] if query_weight is None else [self.norm_weight, query_weight]
+        return self._normalised(partial(self._normalise, dtype, weights), self.weight, *weights, dtype=dtype)
 
-    def _normalise(self, dtype: torch.dtype) -> Tensor:
-        assert self.norm_weight is not None
-        keys = F.rms_norm(self.weight, self.weight.shape[-1:], eps=NORM_EPSILON) * self.norm_weight
+    def _normalise(self, dtype: torch.dtype, weights: list[Tensor]) -> Tensor:
+        keys = F.rms_norm(self.weight, self.weight.shape[-1:], eps=NORM_EPSILON) * prod(weights[1:], start=weights[0])
         return keys.to(dtype)

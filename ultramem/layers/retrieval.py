@@ -61,9 +61,9 @@ class ProductKeyRetrieval(nn.Module):
         """Draws the keys anew."""
         self.keys.reset_parameters()
 
-    def forward(self, query: Tensor) -> Retrieval:
-        """Query ``(N, Q, 2, 1, d)``; the values have one core."""
-        keys = self.keys(query.dtype)
+    def forward(self, query: Tensor, query_weight: Tensor | None = None) -> Retrieval:
+        """Query ``(N, Q, 2, 1, d)``, the weight ``(1, d)`` of its norm; the values have one core."""
+        keys = self.keys(query.dtype, query_weight)
         heads = keys.shape[0]
         scores, indices = ops.select_keys(query, keys, keys.new_ones(heads, 2, 1), self.num_candidates)
         # A sum is a Tucker product of rank two: (s_row, 1) with (1, s_col) under the identity.
@@ -162,9 +162,9 @@ class TuckerRetrieval(nn.Module):
         excess = (self.singular_values()[:, 1:] - self.margin).clamp(min=0)
         return self.penalty / max(1, excess.shape[1]) * excess.square().sum()
 
-    def balance_loss(self, query: Tensor, slots: Tensor) -> Tensor:
+    def balance_loss(self, query: Tensor, slots: Tensor, query_weight: Tensor | None = None) -> Tensor:
         """`key_balance_loss` of the slots ``(N, H, m)`` that a query ``(N, Q, 2, r, d)`` has chosen."""
-        return key_balance_loss(query, self.keys(query.dtype), self.filter_vectors(), slots)
+        return key_balance_loss(query, self.keys(query.dtype, query_weight), self.filter_vectors(), slots)
 
     def filter_vectors(self) -> Tensor:
         """``(H, 2, r)``, at least float32: the leading singular vectors, by which candidates are chosen."""
@@ -174,12 +174,12 @@ class TuckerRetrieval(nn.Module):
         leading = torch.stack([self.left_vectors[..., 0], self.right_vectors[..., 0]], dim=1)
         return leading.to(torch.promote_types(leading.dtype, torch.float32))
 
-    def forward(self, query: Tensor) -> Retrieval:
-        """Query ``(N, Q, 2, r, d)``."""
+    def forward(self, query: Tensor, query_weight: Tensor | None = None) -> Retrieval:
+        """Query ``(N, Q, 2, r, d)``, the weight ``(r, d)`` of its norm."""
         # The optimizer's hook does not see cores that were loaded or changed in place; a compiled graph relies on it.
         if not torch.compiler.is_compiling() and self._decomposed not in (_BY_SHARDS, self._cores_version()):
             self.refresh()
-        keys = self.keys(query.dtype)
+        keys = self.keys(query.dtype, query_weight)
         scores, indices = ops.select_keys(query, keys, self.filter_vectors(), self.num_candidates)
         return Retrieval(*ops.rescore(scores, indices, self.cores, self.num_keys, self.top_k))
 

@@ -108,7 +108,7 @@ class UltraMemLayer(MemoryLayer):
     def read(self, hidden_states: Tensor, table: Table, context: Context = None) -> MemoryRead:
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
-        values, slots = self.retrieval(self.query(hidden_states, context))
+        values, slots = self.retrieval(self.query(hidden_states, context), self.query.norm_weight)
         return MemoryRead(
             auxiliary_loss=self.retrieval.auxiliary_loss(),
             slots=slots.view(batch, length, *slots.shape[1:]),

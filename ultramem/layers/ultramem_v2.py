@@ -143,12 +143,13 @@ class UltraMemV2Layer(MemoryLayer):
         """hidden_states ``(B, T, D)``; context ``(B, at most query_conv_size - 1, D)`` that comes before them."""
         batch, length, _ = hidden_states.shape
         query = self.query(hidden_states, context)
-        values, slots = self.retrieval(query)
+        values, slots = self.retrieval(query, self.query.norm_weight)
         gates = table.pre_values.dot(slots, self.pre_proj(hidden_states).flatten(0, 1), **self.placement._asdict())
         gated = values * gates[:, :, None]
         auxiliary_loss = self.retrieval.auxiliary_loss()
         if self.balance_coef:
-            auxiliary_loss = auxiliary_loss + self.balance_coef * self.retrieval.balance_loss(query, slots).float()
+            balance = self.retrieval.balance_loss(query, slots, self.query.norm_weight)
+            auxiliary_loss = auxiliary_loss + self.balance_coef * balance.float()
         return MemoryRead(
             auxiliary_loss=auxiliary_loss,
             slots=slots.view(batch, length, *slots.shape[1:]),
