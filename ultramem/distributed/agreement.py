@@ -27,6 +27,16 @@ def rank_and_count() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
+def is_alone(group: dist.ProcessGroup | None = None) -> bool:
+    """Whether there is nobody to talk to: no process group, or one of this process alone.
+
+    Example:
+        >>> is_alone()
+        True
+    """
+    return not dist.is_initialized() or dist.get_world_size(group) == 1
+
+
 def gather(value: Value, group: dist.ProcessGroup | None = None) -> list[Value]:
     """Return every rank's value, in the order of ranks, on every rank.
 
@@ -38,7 +48,7 @@ def gather(value: Value, group: dist.ProcessGroup | None = None) -> list[Value]:
         >>> gather("here")
         ['here']
     """
-    if not dist.is_initialized():
+    if is_alone(group):
         return [value]
     values = [value] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group)
@@ -52,7 +62,7 @@ def any_rank(condition: bool) -> bool:
         >>> any_rank(False)
         False
     """
-    if not dist.is_initialized():
+    if is_alone():
         return condition
     count = torch.tensor(int(condition), dtype=torch.int32)
     dist.all_reduce(count)
@@ -66,7 +76,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
         >>> sum_over_ranks(torch.ones(2))
         tensor([1., 1.])
     """
-    if dist.is_initialized():
+    if not is_alone():
         dist.all_reduce(tensor)
     return tensor
 

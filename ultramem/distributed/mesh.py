@@ -6,6 +6,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ultramem.distributed.agreement import is_alone
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
@@ -34,9 +36,9 @@ def run_mesh(
     device_type: str, *, trunk_shards: int | None, table_shards: int | None, timeout_seconds: float = 600.0
 ) -> Mesh | None:
     """The arrangement of a run: None where a process is alone; shards of None are as many as there are processes."""
-    num_ranks = dist.get_world_size() if dist.is_initialized() else 1
-    if num_ranks == 1:
+    if is_alone():
         return None
+    num_ranks = dist.get_world_size()
     return make_mesh(
         device_type,
         trunk_shards=trunk_shards or num_ranks,

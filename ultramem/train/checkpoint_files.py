@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from ultramem.distributed.agreement import gather, is_first_rank, together
+from ultramem.distributed.agreement import gather, is_alone, is_first_rank, together
 from ultramem.train.atomic import sync_folder
 from ultramem.train.background import in_background
 from ultramem.train.checkpoint_folder import damaged_files, read_folder, write_folder
@@ -105,7 +105,7 @@ class Checkpoints:
     @cached_property
     def _group(self) -> dist.ProcessGroup | None:
         """Of its own, because a save in the background must not meet the training's collectives."""
-        return dist.new_group(backend="gloo") if dist.is_initialized() else None
+        return None if is_alone() else dist.new_group(backend="gloo")
 
     def _save(self, step: int, state: dict[str, Any], group: dist.ProcessGroup | None) -> None:
         final, temporary = self.path(step), self.folder / f"step-{step:08d}.tmp"
