@@ -19,7 +19,6 @@ from benchmarks.study.biographies import people, write_corpus
 from benchmarks.study.command import parser_of
 from benchmarks.study.recall import quiz
 from benchmarks.study.results import Results
-from benchmarks.study.scales import START_SECONDS
 from benchmarks.study.schedule import Wanted, make
 from ultramem import recipes
 from ultramem.data.prepare import prepare
@@ -108,7 +107,7 @@ def lacking(
     for seed, num_people in product(seeds, numbers):
         data = prepared(folder, num_people)
         for config in results.missing(rival(name, num_people, seed) for name in RIVALS):
-            seconds = START_SECONDS + config.steps * STEP_MILLISECONDS / 1e3
+            seconds = config.steps * STEP_MILLISECONDS / 1e3
             yield Wanted(results, config, data, seconds, {}, partial(ask, num_people=num_people, data=data))
 
 

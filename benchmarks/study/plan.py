@@ -18,6 +18,7 @@ from types import ModuleType
 
 from benchmarks.study import command, dense_equivalent, equal_compute, knowledge, ladder, learning_rates, table_size
 from benchmarks.study.results import Results
+from benchmarks.study.scales import START_SECONDS
 from benchmarks.study.schedule import Afterwards, Wanted, make
 
 SCALE = "gpu-15m"
@@ -74,7 +75,7 @@ def listing(runs: Iterable[Wanted]) -> str:
     for experiment, group in groupby(once, key=lambda run: run.results.path.stem):
         several = [*group]
         tokens = sum(run.config.steps * run.config.tokens_per_step for run in several)
-        seconds = sum(run.seconds for run in several)
+        seconds = sum(START_SECONDS + run.seconds for run in several)
         total += seconds
         lines.append(f"{experiment:18}{len(several):4} runs{tokens / 1e6:8.0f}M tokens{seconds:8.0f} s")
     return "\n".join([*lines, f"{total:.0f} s in all, one after another"])

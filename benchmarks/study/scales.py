@@ -59,10 +59,10 @@ class Scale:
         )
 
     def seconds(self, config: TrainConfig) -> float:
-        """What a run of this size probably takes, alone on a machine; larger models in proportion to their FLOPs."""
+        """What a run's steps probably take, alone on a machine; larger models in proportion to their FLOPs."""
         dense = self.recipe("dense").model
         work, common = (count_flops(model, self.sequence_length).per_token for model in (config.model, dense))
-        return START_SECONDS + config.steps * self.step_milliseconds[kind(config)] / 1e3 * max(1.0, work / common)
+        return config.steps * self.step_milliseconds[kind(config)] / 1e3 * max(1.0, work / common)
 
 
 SCALES = {

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.study.results import Results
 from benchmarks.study.run import train_and_measure
+from benchmarks.study.scales import START_SECONDS
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.train.config import TrainConfig
 
@@ -31,7 +32,7 @@ class Wanted(NamedTuple):
         results: where its row belongs.
         config: the run.
         data: folder made by `ultramem prepare`.
-        seconds: that it probably takes on its own.
+        seconds: that its steps probably take on its own; `START_SECONDS` come on top.
         labels: what its row says besides.
         afterwards: measures the trained model once more.
         alone: whether nothing else may run meanwhile, so that its time is its own.
@@ -82,7 +83,7 @@ def make(wanted: Callable[[], Iterable[Wanted]], *, side_by_side: int = 1, secon
     try:
         while True:
             for run in _startable(wanted(), failed, list(children.values()), side_by_side):
-                predicted = run.seconds * (1 if run.alone else side_by_side)
+                predicted = START_SECONDS + run.seconds * (1 if run.alone else side_by_side)
                 now = time.monotonic()
                 if now + predicted * (fmean(paces) if paces else 1.0) <= deadline:
                     receiver, process = start(run, 1 if run.alone else side_by_side)

@@ -25,6 +25,7 @@ class World:
         self.now, self.takes = 0.0, takes
         self.under_way = {}
         self.begun, self.killed = [], []
+        monkeypatch.setattr(schedule, "START_SECONDS", 0.0)
         monkeypatch.setattr(schedule, "start", self.start)
         monkeypatch.setattr(schedule, "wait", self.wait)
         monkeypatch.setattr(schedule.time, "monotonic", lambda: self.now)
@@ -95,6 +96,14 @@ def test_what_cannot_end_in_time_is_not_begun_and_the_next_call_goes_on(monkeypa
     assert "goes on with some b, seed 0" in capsys.readouterr().out
     assert make(runs(results, a=5, b=5, c=2), seconds=8)
     assert [row["name"] for row in results.rows()] == ["a", "c", "b"]
+
+
+def test_side_by_side_steps_take_longer_but_not_the_start(monkeypatch, results):
+    world = World(monkeypatch, {"a": 10, "b": 10})
+    monkeypatch.setattr(schedule, "START_SECONDS", 4.0)
+    assert not make(runs(results, a=3, b=3), side_by_side=2, seconds=9)
+    assert make(runs(results, a=3, b=3), side_by_side=2, seconds=10)
+    assert world.begun == [("a", 0), ("b", 0)]
 
 
 def test_predictions_are_mended_by_the_runs_before(monkeypatch, results):
