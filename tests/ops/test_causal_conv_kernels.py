@@ -67,6 +67,19 @@ def test_two_runs_give_the_same_bits(kernel_device):
         assert torch.equal(first, second)
 
 
+def test_filters_that_reach_further_than_a_program(kernel_device, monkeypatch):
+    """Only the program that changes the context may read it."""
+    monkeypatch.setattr(kernels, "TOKENS", 2)
+    given = operands((2, 9, 3, 4, 3), kernel_device)
+    contexts = [given[2].clone(memory_format=torch.preserve_format) for _ in range(2)]
+    ours, theirs = (
+        implementation.causal_conv_step(*given[:2], context)
+        for implementation, context in zip((kernels, reference), contexts, strict=True)
+    )
+    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(*contexts)
+
+
 def test_a_weight_of_other_precision(kernel_device):
     hidden_states, weight, context = operands(SIZES[0], kernel_device, torch.bfloat16)
     ours = kernels.causal_conv_backward(hidden_states, hidden_states, weight.float(), context)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 COLUMNS = 128
-TOKENS = 32  # of a step, at most
+TOKENS = 32  # of a program, at most; more where filters reach further
 TOKENS_A_GRADIENT_STEP = 8
 STEPS_A_GRADIENT = 32  # steps whose sums for the weight stay in registers
 
@@ -106,9 +106,9 @@ def _conv_kernel(
                     ),
                 )
             tl.debug_barrier()
-            offsets = (batch * batch_stride + column * column_stride)[None, :]
+            columns = (batch * batch_stride + column * column_stride)[None, :]
             for number in tl.static_range(KEPT):
-                tl.store(context + number * place_stride + offsets, last[number], mask=inside[None, :])
+                tl.store(context + number * place_stride + columns, last[number], mask=inside[None, :])
 
 
 def causal_conv(hidden_states: Tensor, weight: Tensor, context: Tensor) -> Tensor:
@@ -127,7 +127,9 @@ def _convolve(hidden_states: Tensor, weight: Tensor, context: Tensor, *, advance
     convolved = torch.empty_like(hidden_states)
     if convolved.numel() == 0:
         return convolved
-    tokens = min(TOKENS, triton.next_power_of_2(length))
+    reach = weight.shape[1] - 1
+    # The first program of a sequence holds all outputs that read the context: no other reads what it changes.
+    tokens = min(max(TOKENS, triton.next_power_of_2(reach)), triton.next_power_of_2(length))
     _conv_kernel[(batch * triton.cdiv(length, tokens) * triton.cdiv(width, COLUMNS),)](
         hidden_states,
         weight.contiguous(),
