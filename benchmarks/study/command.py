@@ -13,7 +13,7 @@ from benchmarks.study.scales import SCALES, Scale
 from benchmarks.study.schedule import Afterwards, Wanted, make
 from ultramem.train.config import TrainConfig
 
-QUESTIONS_OF_A_SET = 2000
+QUESTIONS_OF_A_SET = 1000
 
 Runs = Callable[[Scale, int, Results, Sequence[int]], Iterable[TrainConfig]]
 

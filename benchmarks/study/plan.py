@@ -5,7 +5,7 @@ epoch in seconds. Four rivals have the machine to themselves with their first se
 all other runs are made side by side, and those of equal compute are asked the --questions, if given. --list only tells
 what is lacking, and how long it probably takes.
 
-python -m benchmarks.study.plan --data data/docs --people data/people --side-by-side 3 --seconds 570
+python -m benchmarks.study.plan --data data/docs --people data/people --side-by-side 5 --seconds 560
 """
 
 import multiprocessing

@@ -45,18 +45,22 @@ def anchored(experiment: str, row: Row, shown: str) -> str:
     return f'<a id="{anchor(experiment, row)}"></a>{shown}'
 
 
+def alone(runs: Sequence[Row]) -> list[Row]:
+    """Those runs that had the machine to themselves: their times are their own."""
+    return [row for row in runs if row.get("side_by_side", 1) == 1]
+
+
 def step_seconds(runs: Sequence[Row]) -> float | None:
-    """A step's time, the mean over the runs that had the machine to themselves; none where no run had."""
-    alone = [row["seconds_per_step"] for row in runs if row.get("side_by_side", 1) == 1]
-    return fmean(alone) if alone else None
+    """A step's time, the mean over the runs that were alone; none where no run was."""
+    return mean_of(alone(runs), "seconds_per_step") if alone(runs) else None
 
 
 def step_time(runs: Sequence[Row]) -> str:
-    """That time in milliseconds, and whether the model was compiled."""
+    """That time in milliseconds, and whether it is of models that were not compiled."""
     seconds = step_seconds(runs)
     if seconds is None:
         return ""
-    return f"{seconds * 1e3:.1f}" + ("" if all(row["settings"]["compile"] for row in runs) else " (eager)")
+    return f"{seconds * 1e3:.1f}" + ("" if all(row["settings"]["compile"] for row in alone(runs)) else " (eager)")
 
 
 def by_settings(rows: Iterable[Row]) -> list[list[Row]]:
