@@ -47,6 +47,7 @@ bench-gpu: install ## measure the kernels on this GPU
 	$(BIN)/python -m benchmarks.ops.retrieval
 	$(BIN)/python -m benchmarks.ops.lookup
 	$(BIN)/python -m benchmarks.ops.gather_dot
+	$(BIN)/python -m benchmarks.ops.causal_conv
 	$(BIN)/python -m benchmarks.memory_layer
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.training
