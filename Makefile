@@ -51,6 +51,7 @@ bench-gpu: install ## measure the kernels on this GPU
 	$(BIN)/python -m benchmarks.memory_layer
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training_profile
 
 clean: ## remove what the commands made, but no run and no data
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,40 +1,21 @@
 """Training speed of UltraMem-151M-x12 against its dense trunk on one GPU: ``python -m benchmarks.training``.
 
-A whole step as `ultramem.train` takes it: bfloat16 autocast, blocks and loss compiled, backward, clipping, both
-optimizers. Random tokens, no dropout, no checkpointing. The
-floor is the dense step times the ratio of the models' floating-point operations.
+A whole step, compiled as `ultramem.train` does it (`benchmarks.training_step`). The floor is the dense step times the
+ratio of the models' floating-point operations. Where a step's time goes, `benchmarks.training_profile` tells.
 """
 
 import argparse
 import gc
 import time
-from dataclasses import replace
-from itertools import pairwise
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.record import show, write
-from ultramem import recipes
+from benchmarks.training_step import PARTS, TrainingStep, Variant
 from ultramem.accounting import count_flops, count_parameters
-from ultramem.distributed.parallelize import compile_regions
-from ultramem.layers import Table
-from ultramem.models import UltraMemForCausalLM
-from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
-
-LENGTH = 2048
-
-
-class Variant(NamedTuple):
-    """A model and what its tables are kept in."""
-
-    recipe: str
-    table_dtype: torch.dtype = torch.float32
-    state: str = "full"
-    lazy: bool = False
-
+from ultramem.train.determinism import deterministic_algorithms
 
 VARIANTS = {
     "dense": Variant("dense-151m"),
@@ -46,76 +27,24 @@ VARIANTS = {
 }
 
 
-def build(variant: Variant, layers: int | None) -> UltraMemForCausalLM:
-    """The model, made on the GPU."""
-    config = replace(recipes.get(variant.recipe).model, dropout=0.0)
-    if layers is not None:
-        units = [f"1:{layers}"] if config.memory else []
-        config = replace(config, num_hidden_layers=layers, memory_units=units)
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        model = UltraMemForCausalLM(config)
-        for module in model.modules():
-            if isinstance(module, Table):
-                module.sparse = variant.lazy
-                module.to(variant.table_dtype)
-    model = model.to_empty(device="cuda").train()
-    model.initialize_weights()
-    return model
-
-
-def optimizers_of(model: nn.Module, state: str) -> list[torch.optim.Optimizer]:
-    """Those of `ultramem.train`."""
-    groups = parameter_groups(model, learning_rate=1e-4, weight_decay=0.1)
-    trunk = [group for group in groups if group["name"] != "tables"]
-    tables = [group for group in groups if group["name"] == "tables"]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(trunk, betas=(0.9, 0.95), fused=True)]
-    return [*made, RowAdamW(tables, state=state)] if tables else made  # type: ignore[arg-type]
-
-
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One model's row."""
     variant = VARIANTS[name]
     begun = time.perf_counter()
-    model = build(variant, arguments.layers)
-    if arguments.compile:
-        compile_regions(model)
-    optimizers = optimizers_of(model, variant.state)
-    tokens = torch.randint(model.config.vocab_size, (arguments.batch, LENGTH), device="cuda")
-    marks: list[list[torch.cuda.Event]] = []
-
-    def step() -> float:
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(5)]
-        events[0].record()
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
-        events[1].record()
-        loss.backward()
-        events[2].record()
-        clip_gradients(model.parameters(), 1.0)
-        events[3].record()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        events[4].record()
-        marks.append(events)
-        return loss.item()
-
-    losses = [step() for _ in range(3)]
+    config = variant.config()
+    if arguments.layers is not None:
+        units = [f"1:{arguments.layers}"] if config.memory else []
+        config = variant.config(num_hidden_layers=arguments.layers, memory_units=units)
+    step = TrainingStep(variant, config, batch=arguments.batch, compiled=arguments.compile, device="cuda")
+    losses = [step.take() for _ in range(3)]
     print(f"{name}: first steps after {time.perf_counter() - begun:.0f} s, losses {losses}", flush=True)
-    marks.clear()
     torch.cuda.reset_peak_memory_stats()
-    losses = [step() for _ in range(arguments.steps)]
-    torch.cuda.synchronize()
-    if not all(loss == loss for loss in losses):
-        raise SystemExit(f"{name}: a loss is not a number")
-    parts = [[a.elapsed_time(b) for a, b in pairwise(events)] for events in marks]
-    times = [median(part[number] for part in parts) for number in range(4)]
-    whole = median(events[0].elapsed_time(events[4]) for events in marks)
-    numbers = count_parameters(model.config)
+    timed = [step.milliseconds() for _ in range(arguments.steps)]
+    times = {f"{part}_ms": median(each[part] for each in timed) for part in ("step", *PARTS)}
+    numbers = count_parameters(config)
     table_bytes = sum(
         tensor.numel() * tensor.element_size()
-        for optimizer in optimizers[1:]
+        for optimizer in step.optimizers[1:]
         for state in optimizer.state.values()
         for key, tensor in state.items()
         if key != "step"
@@ -125,15 +54,14 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "table": f"{str(variant.table_dtype).removeprefix('torch.')} {variant.state}" if numbers.tables else "",
         "lazy": variant.lazy,
         "compiled": arguments.compile,
-        "tokens": tokens.numel(),
+        "tokens": step.tokens.numel(),
         "parameters": numbers.total,
-        "flops_per_token": count_flops(model.config, LENGTH).total,
-        "step_ms": whole,
-        **dict(zip(("forward_ms", "backward_ms", "clip_ms", "optimizers_ms"), times, strict=True)),
-        "tokens_per_second": tokens.numel() / whole * 1e3,
+        "flops_per_token": count_flops(config, variant.length).total,
+        **times,
+        "tokens_per_second": step.tokens.numel() / times["step_ms"] * 1e3,
         "state_bytes_a_table_parameter": table_bytes / numbers.tables if numbers.tables else None,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
-        "last_loss": losses[-1],
+        "last_loss": step.take(),
     }
 
 
@@ -161,11 +89,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name in arguments.variants:
-        rows.append(measure(name, arguments))
+        with deterministic_algorithms():  # as the trainer
+            rows.append(measure(name, arguments))
         write(with_ratios(rows), "training")
         print("  " + "  ".join(f"{key} {value:.4g}" for key, value in rows[-1].items() if isinstance(value, float)))
         gc.collect()
-        torch.compiler.reset()
         torch.cuda.empty_cache()
     show(with_ratios(rows), title="training")
 

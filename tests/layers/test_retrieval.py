@@ -165,5 +165,15 @@ def test_auxiliary_loss_and_its_gradient_are_those_of_the_singular_values():
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-9)
 
 
+def test_autocast_does_not_round_the_auxiliary_loss():
+    torch.manual_seed(0)
+    retrieval = tucker(rank=4, margin=0.05, penalty=0.01)
+    retrieval.refresh()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = retrieval.auxiliary_loss()
+    assert loss.dtype == torch.float32
+    assert loss.equal(retrieval.auxiliary_loss())
+
+
 def test_rank_one_has_no_penalty():
     assert tucker(rank=1).auxiliary_loss().item() == 0

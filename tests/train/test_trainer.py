@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from tests.train.tiny import losses, tiny_config, write_data
 from ultramem.data.loader import TokenLoader
@@ -196,14 +197,19 @@ def test_bf16_and_activation_checkpointing_train_alike(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_steps_train_alike(data, tmp_path):
-    trainers = [
-        make_trainer(data, tmp_path, model=without_dropout(), micro_batch_size=4, compile=chosen)
-        for chosen in (False, True)
-    ]
-    for _ in range(3):
-        expected, compiled = (trainer.take_step() for trainer in trainers)
-        assert compiled == pytest.approx(expected, rel=1e-4)
+def test_compiled_steps_train_alike_and_again_the_same_from_the_cache(data, tmp_path):
+    """Accumulating micro-batches; the second compiled run is given nothing but what the first left on the disk."""
+    compilations, steps = [], []
+    for chosen in (False, True, True):
+        before = counters["inductor"]["fxgraph_cache_miss"]
+        trainer = make_trainer(data, tmp_path, model=without_dropout(), micro_batch_size=2, compile=chosen)
+        steps.append([trainer.take_step() for _ in range(3)])
+        trainer.evaluate()
+        compilations.append(counters["inductor"]["fxgraph_cache_miss"] - before)
+    plain, compiled, again = steps
+    assert compiled == [pytest.approx(step, rel=1e-4) for step in plain]
+    assert again == compiled
+    assert compilations[2] == 0
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_and_names_the_culprit(data, tmp_path, monkeypatch):

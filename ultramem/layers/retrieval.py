@@ -152,7 +152,8 @@ class TuckerRetrieval(nn.Module):
         """``(H, r)`` of the summed cores; the gradient is exact because the vectors are: d lambda = u^T dC t."""
         core = _whole(self.cores).sum(dim=1).float()
         left, right = self.left_vectors.float(), self.right_vectors.float()
-        return torch.einsum("hai,hab,hbi->hi", left, core, right)
+        # Element by element: autocast would round the operands of a matrix product.
+        return (left.mT.unsqueeze(-1) * core.unsqueeze(1) * right.mT.unsqueeze(-2)).sum(dim=(-2, -1))
 
     def auxiliary_loss(self) -> Tensor:
         """``alpha / (r - 1) * sum over i >= 2 of max(0, lambda_i - tau)**2``, summed over heads; float32 scalar."""
