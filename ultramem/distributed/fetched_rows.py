@@ -50,8 +50,10 @@ def _fetch(table: ShardedTable, wanted: Tensor) -> Tensor:
 
 
 def _root(count: int) -> int:
-    """The smallest whole number whose square is at least ``count``, which is at least 1."""
-    return isqrt(max(count, 1) - 1) + 1
+    """A whole number whose square is at least ``count``, one of few: kernels are compiled for every number of keys."""
+    root = isqrt(max(count, 1) - 1) + 1
+    step = 1 << max(0, root.bit_length() - 5)  # at most an eighth more rows
+    return -(-root // step) * step
 
 
 def _index_dtype(num_rows: int) -> torch.dtype:

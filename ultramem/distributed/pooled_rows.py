@@ -18,6 +18,9 @@ from ultramem.distributed.exchange import Exchange, exchange, scale_gradient
 from ultramem.distributed.sharded_table import ShardedTable
 from ultramem.layers.memory import Arriving
 
+LINE_STEP = 4
+"""Kernels are compiled for every length of a line: the longest bag, which changes from step to step, is rounded up."""
+
 
 def lookup(table: ShardedTable, rows_NK: Tensor, groups_NK: Tensor, weights_NhK: Tensor, num_groups: int) -> Arriving:
     """Pool rows of a table that is divided by rows, by group and core -> ``(N, num_groups, D_v)`` on their way."""
@@ -78,7 +81,7 @@ class _Asked(NamedTuple):
     reads_of_others: list[int]  # how many each process asks of it
     bags_of_others: list[int]
     slots_BL: Tensor  # what it is asked for, a bag a line: in a table without groups slots are rows
-    inside: Tensor  # (B, L) where a line has reads: lines are as long as the longest
+    inside: Tensor  # (B, L) where a line has reads: lines are as long as the longest, to the next `LINE_STEP`
 
 
 def _ask(table: ShardedTable, rows_NK: Tensor, bags_NK: Tensor, num_bags: int) -> _Asked:
@@ -104,6 +107,7 @@ def _ask(table: ShardedTable, rows_NK: Tensor, bags_NK: Tensor, num_bags: int) -
     rows_M = exchange(rows, reads, reads_of_others, table.axis)
     lengths_B = exchange(lengths.to(dtype), bag_counts, bags_of_others, table.axis)
     longest = int(lengths_B.max()) if len(lengths_B) else 0
+    longest = -(-longest // LINE_STEP) * LINE_STEP
     inside = torch.arange(longest, device=places.device) < lengths_B[:, None]
     slots_BL = order.new_zeros(inside.shape)
     slots_BL[inside] = rows_M.long()
