@@ -30,6 +30,24 @@ def test_chunks_give_the_loss_and_the_gradients_of_the_whole(chunk_elements):
     torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-7)
 
 
+class Doubled(nn.Linear):
+    """As an adapter does, it makes more of the weight that it shows."""
+
+    def forward(self, hidden):
+        return 2 * super().forward(hidden)
+
+
+@pytest.mark.parametrize("head", [nn.Linear(8, 13), Doubled(8, 13, bias=False)], ids=["bias", "adapted"])
+def test_a_head_that_is_more_than_its_weight_makes_the_logits_itself(head):
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(2, 6, 8, requires_grad=True), torch.randint(13, (2, 6))
+    loss, _ = NextTokenLoss()(head, hidden, labels)
+    expected = F.cross_entropy(head(hidden[:, :-1]).flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected)
+    leaves = [hidden, *head.parameters()]
+    torch.testing.assert_close(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves))
+
+
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
 def test_what_is_frozen_gets_no_gradient_and_changes_no_other(frozen):
     torch.manual_seed(0)

@@ -29,21 +29,25 @@ class NextTokenLoss(nn.Module):
         self.chunk_elements = chunk_elements
         self.of_logits = SummedCrossEntropy()
 
-    def forward(self, lm_head: nn.Linear, hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, lm_head: nn.Module, hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the predicted tokens, `()` float32 (0 where there are none), and their number, `()` int64.
 
         Args:
-            lm_head: the output layer, D to V logits, without bias.
+            lm_head: the output layer, D to V logits. What is not a plain linear layer without bias, as an adapted one,
+                is asked for all logits at once.
             hidden_states: `(B, T, D)`.
             labels: `(B, T)` int64, the input's own tokens, shifted here; -100 is not predicted.
         """
         # The last position has no successor: shifted labels cost less than hidden states copied without it.
         targets_N = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
-        rows = max(1, self.chunk_elements // lm_head.out_features)
-        hidden_ND, weight_VD = hidden_states.flatten(0, 1), lm_head.weight
-        if not torch.is_grad_enabled():
-            hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
-        total = _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, self.of_logits, rows)
+        hidden_ND = hidden_states.flatten(0, 1)
+        if type(lm_head) is nn.Linear and lm_head.bias is None:
+            rows, weight_VD = max(1, self.chunk_elements // lm_head.out_features), lm_head.weight
+            if not torch.is_grad_enabled():
+                hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
+            total = _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, self.of_logits, rows)
+        else:  # only it knows what makes its logits
+            total = self.of_logits(lm_head(hidden_ND), targets_N)
         count = (targets_N != IGNORED).sum()
         return total / count.clamp(min=1), count
 
