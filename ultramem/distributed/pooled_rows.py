@@ -31,8 +31,8 @@ def lookup(table: ShardedTable, rows_NK: Tensor, groups_NK: Tensor, weights_NhK:
 
     weights = weights_NhK.transpose(1, 2).flatten(0, 1).index_select(0, asked.order)
     weights_Mh = exchange(weights, asked.reads, asked.reads_of_others, table.axis)
-    weights_BLh = weights_Mh.new_zeros(*asked.inside.shape, num_cores)
-    weights_BLh[asked.inside] = weights_Mh
+    weights_BLh = weights_Mh.new_zeros(asked.slots_BL.numel(), num_cores).index_copy(0, asked.places_M, weights_Mh)
+    weights_BLh = weights_BLh.view(*asked.slots_BL.shape, num_cores)
     sums = ops.lookup(
         table.part,
         asked.slots_BL,
@@ -66,7 +66,7 @@ def gather_dot(table: ShardedTable, rows_NK: Tensor, inputs: Tensor) -> Tensor:
         num_keys=isqrt(len(table.part)),
         sparse=table.gradient_is_sparse,
     )
-    products = scale_gradient(products_BL[asked.inside], 1 / table.num_ranks)
+    products = scale_gradient(products_BL.flatten().index_select(0, asked.places_M), 1 / table.num_ranks)
     products = exchange(products, asked.reads_of_others, asked.reads, table.axis)
     return products.index_select(0, asked.order.argsort()).view(rows_NK.shape)
 
@@ -81,7 +81,7 @@ class _Asked(NamedTuple):
     reads_of_others: list[int]  # how many each process asks of it
     bags_of_others: list[int]
     slots_BL: Tensor  # what it is asked for, a bag a line: in a table without groups slots are rows
-    inside: Tensor  # (B, L) where a line has reads: lines are as long as the longest, to the next `LINE_STEP`
+    places_M: Tensor  # of the reads in these lines, which are as long as the longest, to the next `LINE_STEP`
 
 
 def _ask(table: ShardedTable, rows_NK: Tensor, bags_NK: Tensor, num_bags: int) -> _Asked:
@@ -108,9 +108,14 @@ def _ask(table: ShardedTable, rows_NK: Tensor, bags_NK: Tensor, num_bags: int) -
     lengths_B = exchange(lengths.to(dtype), bag_counts, bags_of_others, table.axis)
     longest = int(lengths_B.max()) if len(lengths_B) else 0
     longest = -(-longest // LINE_STEP) * LINE_STEP
-    inside = torch.arange(longest, device=places.device) < lengths_B[:, None]
-    slots_BL = order.new_zeros(inside.shape)
-    slots_BL[inside] = rows_M.long()
+    # Reads by their places: a mask would be counted, and the host would wait for the count, in the backward pass again.
+    ends_B = lengths_B.cumsum(0)
+    lines = torch.arange(len(lengths_B), device=places.device) * longest - (ends_B - lengths_B)
+    places_M = torch.arange(len(rows_M), device=places.device)
+    places_M = places_M + lines.repeat_interleave(lengths_B, output_size=len(rows_M))
+    slots_BL = order.new_zeros(len(lengths_B) * longest).index_copy(0, places_M, rows_M.long())
+    slots_BL = slots_BL.view(len(lengths_B), longest)
     # Beyond a bag's reads its first row stands, which the bag touches anyway.
+    inside = torch.arange(longest, device=places.device) < lengths_B[:, None]
     slots_BL = torch.where(inside, slots_BL, slots_BL[:, :1])
-    return _Asked(order, bags % num_bags, reads, bag_counts, reads_of_others, bags_of_others, slots_BL, inside)
+    return _Asked(order, bags % num_bags, reads, bag_counts, reads_of_others, bags_of_others, slots_BL, places_M)
