@@ -96,7 +96,7 @@ def test_a_training_step_in_one_graph_is_the_plain_one(build, tokens):
         model.model.tables[0].sparse = True
         checkpoint_activations(model)
         if compiled:
-            model.model.compile(fullgraph=True, backend="aot_eager")
+            model.compile(fullgraph=True, backend="aot_eager")
         results.append(loss_and_gradients(model, tokens))
         assert model.model.tables[0].weight.grad.is_sparse
     assert_close(results[1], results[0])

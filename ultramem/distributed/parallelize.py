@@ -47,7 +47,7 @@ def compile_regions(model: Any) -> None:
     """
     for block in model.model.layers:
         block.compile()
-    model.next_token_loss.of_logits.compile(dynamic=True)  # the last chunk is shorter
+    model.next_token_loss.cross_entropy.compile(dynamic=True)  # the last chunk is shorter
 
 
 def shard_trunk(model: Any, mesh: DeviceMesh) -> None:

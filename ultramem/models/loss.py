@@ -19,7 +19,7 @@ class NextTokenLoss(nn.Module):
         chunk_elements: how many logits are held at a time.
 
     Example:
-        >>> loss, count = NextTokenLoss()(nn.Linear(8, 11), torch.randn(2, 5, 8), torch.randint(11, (2, 5)))
+        >>> loss, count = NextTokenLoss()(nn.Linear(8, 11, bias=False), torch.randn(2, 5, 8), torch.ones(2, 5).long())
         >>> count
         tensor(8)
     """
@@ -27,7 +27,7 @@ class NextTokenLoss(nn.Module):
     def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
         super().__init__()
         self.chunk_elements = chunk_elements
-        self.of_logits = SummedCrossEntropy()
+        self.cross_entropy = CrossEntropy()
 
     def forward(self, lm_head: nn.Module, hidden_states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the predicted tokens, `()` float32 (0 where there are none), and their number, `()` int64.
@@ -45,26 +45,34 @@ class NextTokenLoss(nn.Module):
             rows, weight_VD = max(1, self.chunk_elements // lm_head.out_features), lm_head.weight
             if not torch.is_grad_enabled():
                 hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
-            total = _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, self.of_logits, rows)
+            total = _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, self.cross_entropy, rows)
         else:  # only it knows what makes its logits
-            total = self.of_logits(lm_head(hidden_ND), targets_N)
+            logits_NV = lm_head(hidden_ND).float()
+            total = F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
         count = (targets_N != IGNORED).sum()
         return total / count.clamp(min=1), count
 
 
-class SummedCrossEntropy(nn.Module):
+class CrossEntropy(nn.Module):
     """The cross-entropy of a chunk's logits: most of a loss's memory traffic, and what is worth compiling of it."""
 
-    def forward(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        """The sum over the rows whose target is not ignored, `()` float32."""
-        return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
+    def forward(self, logits_NV: Tensor, targets_N: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """The sum over the rows whose target is not ignored, `()` float32, and its gradient in the logits' dtype."""
+        log_probabilities_NV = logits_NV.log_softmax(dim=1, dtype=torch.float32)
+        predicted_N1, targets_N1 = (targets_N != IGNORED)[:, None], targets_N.clamp(min=0)[:, None]
+        total = -log_probabilities_NV.gather(1, targets_N1).masked_fill(~predicted_N1, 0).sum()
+        if not gradient:
+            return total, None
+        probabilities_NV = log_probabilities_NV.exp_()
+        probabilities_NV.scatter_add_(1, targets_N1, torch.full_like(targets_N1, -1, dtype=torch.float32))
+        return total, probabilities_NV.mul_(predicted_N1).to(logits_NV.dtype)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     """Sums the chunks' losses; the forward pass leaves nothing for the backward pass to do but to scale gradients."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, of_logits: SummedCrossEntropy, rows: int):
+    def forward(ctx, hidden_ND, weight_VD, targets_N, cross_entropy: CrossEntropy, rows: int):
         """`()` float32."""
         device = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
@@ -77,16 +85,13 @@ class _ChunkedLoss(torch.autograd.Function):
         for start in range(0, len(hidden_ND), rows):
             chunk = slice(start, start + rows)
             low_hidden_ND = hidden_ND[chunk].to(dtype)
-            logits_NV = F.linear(low_hidden_ND, low_weight_VD).requires_grad_(for_hidden or for_weight)
-            with torch.set_grad_enabled(logits_NV.requires_grad):
-                loss = of_logits(logits_NV, targets_N[chunk])
-            total += loss.detach()
-            if loss.requires_grad:
-                (grad_logits_NV,) = torch.autograd.grad(loss, logits_NV)
-                if grad_hidden_ND is not None:
-                    grad_hidden_ND[chunk] = grad_logits_NV @ low_weight_VD
-                if grad_weight_VD is not None:
-                    grad_weight_VD += grad_logits_NV.mT @ low_hidden_ND
+            logits_NV = F.linear(low_hidden_ND, low_weight_VD)
+            loss, grad_logits_NV = cross_entropy(logits_NV, targets_N[chunk], gradient=for_hidden or for_weight)
+            total += loss
+            if grad_hidden_ND is not None:
+                grad_hidden_ND[chunk] = grad_logits_NV @ low_weight_VD
+            if grad_weight_VD is not None:
+                grad_weight_VD += grad_logits_NV.mT @ low_hidden_ND
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         return total
 
