@@ -8,7 +8,6 @@ blocks of a model. The floor is the bytes that the layer must read, at the speed
 
 import argparse
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,8 +23,8 @@ from ultramem.layers import Table, UltraMemLayer
 from ultramem.layers.query import ConvState
 from ultramem.ops.select_keys import kernels as select
 
-HIDDEN, KEYS, EXPANSION = 2048, 1789, 4
-SIZES = {"num_keys": KEYS, "key_size": 800, "value_size": 1024, "top_k": 42, "expansion": EXPANSION}
+HIDDEN, KEYS = 2048, 1789
+SIZES = {"num_keys": KEYS, "key_size": 800, "value_size": 1024, "top_k": 42, "expansion": 4}
 LAYERS = 4  # 46 MB each
 
 
@@ -58,8 +57,7 @@ def steps(layer: UltraMemLayer, table: Table, hidden: Tensor, state: ConvState) 
     filtered = select._filter(query, keys, filters)
     scores, indices = ops.select_keys(query, keys, filters, retrieval.num_candidates)
     values, slots = ops.rescore(scores, indices, retrieval.cores, retrieval.num_keys, retrieval.top_k)
-    read = partial(table, num_keys=retrieval.num_keys, expansion=EXPANSION, seed=0)
-    pooled = read(slots, values).flatten(1)
+    pooled = table(slots, values, layer.placement).flatten(1)
     convolved = layer.query.conv(hidden, state)
     return {
         "convolution_us": lambda: layer.query.conv(hidden, state),
@@ -68,7 +66,7 @@ def steps(layer: UltraMemLayer, table: Table, hidden: Tensor, state: ConvState) 
         "filter_us": lambda: select._filter(query, keys, filters),
         "select_us": lambda: select._select(*filtered, query, keys, filters, scores, indices),
         "rescore_us": lambda: ops.rescore(scores, indices, retrieval.cores, retrieval.num_keys, retrieval.top_k),
-        "lookup_us": lambda: read(slots, values),
+        "lookup_us": lambda: table(slots, values, layer.placement),
         "output_projection_us": lambda: layer.out_proj(pooled),
     }
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.distributed.ranks import run_ranks
 from tests.distributed.sent_bytes import SentBytes
 from tests.distributed.test_tables import rows_that_are
+from ultramem import ops
 from ultramem.distributed.communication import (
     Links,
     Passes,
@@ -65,14 +66,14 @@ def measure(model, size, pooled):
     generator = torch.Generator().manual_seed(dist.get_rank())
     num_keys = isqrt(num_rows * expansion)
     slots = torch.randint(num_keys**2, (num_tokens, heads, slots_a_head), generator=generator)
-    placement = {"num_keys": num_keys, "expansion": expansion, "seed": 3, "first_row": 5}
+    placement = ops.Placement(num_keys, expansion, seed=3, first_row=5)
     values = torch.randn(num_tokens, heads, cores, slots_a_head, requires_grad=True)
     inputs = torch.randn(num_tokens, width, requires_grad=True)
 
     def read():
         if pooled:
-            return table.start(slots, values, **placement)
-        return table.dot(slots, inputs, **placement).square()  # needed for the backward pass, as gates are
+            return table.start(slots, values, placement)
+        return table.dot(slots, inputs, placement).square()  # needed for the backward pass, as gates are
 
     forward, backward = passes_of(read)
     with SentBytes() as end:

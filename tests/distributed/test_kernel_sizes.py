@@ -30,7 +30,7 @@ def sizes_of_many_reads(way, num_tokens):
     with chosen, patch.object(ops, "lookup", recorded), torch.no_grad():
         for _ in range(40):
             slots = torch.randint(10_000, (num_tokens, 1, 24), generator=generator)
-            model["table"](slots, torch.ones(num_tokens, 1, 1, 24), num_keys=100, expansion=1, seed=0)
+            model["table"](slots, torch.ones(num_tokens, 1, 1, 24), ops.Placement(num_keys=100))
     return sizes
 
 

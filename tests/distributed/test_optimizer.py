@@ -5,12 +5,13 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.ranks import run_ranks
+from ultramem import ops
 from ultramem.distributed.mesh import make_mesh
 from ultramem.distributed.tables import finish_table_gradients, shard_tables
 from ultramem.layers.tables import Table
 from ultramem.optim import RowAdamW, clip_gradients
 
-PLACEMENT = {"num_keys": 10, "expansion": 4, "seed": 0}
+PLACEMENT = ops.Placement(num_keys=10, expansion=4)
 
 
 def steps(table, rank, num_ranks, finish):
@@ -22,7 +23,7 @@ def steps(table, rank, num_ranks, finish):
         slots = torch.randint(100, (num_ranks, 1, 2), generator=generator)
         values = torch.randn(num_ranks, 1, 2, 2, generator=generator)
         ranks = range(num_ranks) if rank is None else [rank]
-        loss = sum((table(slots[[r]], values[[r]], **PLACEMENT) - 1).square().sum() for r in ranks) / len(ranks)
+        loss = sum((table(slots[[r]], values[[r]], PLACEMENT) - 1).square().sum() for r in ranks) / len(ranks)
         loss.backward()
         finish()
         norms.append(clip_gradients([table.weight], 0.5).item())

@@ -25,14 +25,16 @@ SIZES = [
 ]
 
 
-def pool(table, slots, values, placement):
-    return ops.lookup(table, slots.flatten(1), values.transpose(1, 2).flatten(2), **placement)
+def pool(table, slots, values, placement, by_group):
+    return ops.lookup(
+        table, slots.flatten(1), values.transpose(1, 2).flatten(2), **placement._asdict(), by_group=by_group
+    )
 
 
-def reference(table, slots, values, directions, placement, num_ranks):
+def reference(table, slots, values, directions, placement, by_group, num_ranks):
     """One process that reads what all read; its loss is the mean of theirs."""
     table, values = table.clone().requires_grad_(), values.clone().requires_grad_()
-    pooled = pool(table, slots, values, placement)
+    pooled = pool(table, slots, values, placement, by_group)
     (pooled * directions).sum().div(num_ranks).backward()
     return pooled.detach(), table.grad, values.grad * num_ranks
 
@@ -53,8 +55,8 @@ def check_table(mesh, style, size, sparse):
     slots[num_tokens:, :, 0] = 1  # all but the first process read one row again and again
     values = torch.randn(num_ranks * num_tokens, heads, cores, slots_a_head, **options)
     directions = torch.randn(num_ranks * num_tokens, expansion if by_group else 1, width, **options)
-    placement = {"num_keys": num_keys, "expansion": expansion, "seed": 3, "first_row": first_row, "by_group": by_group}
-    pooled, grad_rows, grad_values = reference(rows, slots, values, directions, placement, num_ranks)
+    placement = ops.Placement(num_keys, expansion, seed=3, first_row=first_row)
+    pooled, grad_rows, grad_values = reference(rows, slots, values, directions, placement, by_group, num_ranks)
 
     table = Table(*rows.shape, std=1.0, dtype=rows.dtype, sparse=sparse)
     with torch.no_grad():
@@ -66,7 +68,7 @@ def check_table(mesh, style, size, sparse):
     mine = slice(rank * num_tokens, (rank + 1) * num_tokens)
     values = values[mine].clone().requires_grad_()
     first, second = slice(0, 2), slice(2, None)  # micro-batches
-    parts = [table(slots[mine][part], values[part], **placement) for part in (first, second)]
+    parts = [table(slots[mine][part], values[part], placement, by_group=by_group) for part in (first, second)]
     torch.testing.assert_close(torch.cat(parts), pooled[mine])
     for part, output in zip((first, second), parts, strict=True):
         (output * directions[mine][part]).sum().backward()
@@ -98,8 +100,8 @@ def check_dot(mesh, style, size, sparse):
     slots = torch.randint(num_keys**2, (num_ranks * num_tokens, heads, slots_a_head), generator=generator)
     inputs = torch.randn(num_ranks * num_tokens, width, **options, requires_grad=True)
     directions = torch.randn(slots.shape, **options)
-    placement = {"num_keys": num_keys, "expansion": expansion, "seed": 3, "first_row": first_row}
-    products = ops.gather_dot(rows, slots.flatten(1), inputs, **placement).view(slots.shape)
+    placement = ops.Placement(num_keys, expansion, seed=3, first_row=first_row)
+    products = ops.gather_dot(rows, slots.flatten(1), inputs, **placement._asdict()).view(slots.shape)
     (products * directions).sum().div(num_ranks).backward()
 
     table = Table(*rows.shape, std=1.0, dtype=rows.dtype, sparse=sparse)
@@ -110,7 +112,7 @@ def check_dot(mesh, style, size, sparse):
     table = model["table"]
     mine = slice(rank * num_tokens, (rank + 1) * num_tokens)
     own_inputs = inputs.detach()[mine].clone().requires_grad_()
-    ours = table.dot(slots[mine], own_inputs, **placement)
+    ours = table.dot(slots[mine], own_inputs, placement)
     torch.testing.assert_close(ours, products.detach()[mine])
     (ours * directions[mine]).sum().backward()
     torch.testing.assert_close(own_inputs.grad, inputs.grad[mine] * num_ranks)

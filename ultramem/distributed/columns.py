@@ -4,7 +4,7 @@ Shapes: P processes, N tokens of each, K slots a token, h cores, E groups, D_v w
 """
 
 from math import gcd
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,28 +42,18 @@ class ColumnTable(ShardedTable):
 
     dim = 1
 
-    def forward(self, slots: Tensor, values: Tensor, **placement: Any) -> Tensor:
+    def forward(self, slots: Tensor, values: Tensor, placement: ops.Placement, *, by_group: bool = True) -> Tensor:
         """As `Table.forward`; every process brings as many tokens."""
-        return arrived(self.start(slots, values, **placement))
+        return arrived(self.start(slots, values, placement, by_group=by_group))
 
-    def start(  # type: ignore[override]
-        self,
-        slots: Tensor,
-        values: Tensor,
-        *,
-        num_keys: int,
-        expansion: int,
-        seed: int,
-        first_row: int = 0,
-        by_group: bool = True,
-    ) -> Arriving:
+    def start(self, slots: Tensor, values: Tensor, placement: ops.Placement, *, by_group: bool = True) -> Arriving:
         """As `Table.start`: the pooled slices are on their way."""
         slots_NK, weights_NhK = slots.flatten(1), values.transpose(1, 2).flatten(2).to(self.part.dtype)
         num_tokens, num_cores, num_slots = weights_NhK.shape
         slices = self._slices(num_cores)
         mine = slices[self.axis.get_local_rank()]
 
-        gathering = Gathering(slots_NK.to(_index_dtype(num_keys)), self.axis)
+        gathering = Gathering(slots_NK.to(_index_dtype(placement.num_keys)), self.axis)
         needed = torch.cat([weights_NhK[:, part.cores].flatten() for part in slices])
         send = [num_tokens * len(part.cores) * num_slots for part in slices]
         receive = [num_tokens * len(mine.cores) * num_slots] * len(slices)
@@ -73,10 +63,7 @@ class ColumnTable(ShardedTable):
             self.part,
             gathering.wait().long(),
             scale_gradient(weights, self.num_ranks)[:, mine.chunks],
-            num_keys=num_keys,
-            expansion=expansion,
-            seed=seed,
-            first_row=first_row,
+            **placement._asdict(),
             by_group=by_group,
             sparse=self.gradient_is_sparse,
         )
@@ -92,12 +79,10 @@ class ColumnTable(ShardedTable):
 
         return Arriving(slices_way.start(pooled.flatten()), finish)
 
-    def dot(
-        self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
-    ) -> Tensor:
+    def dot(self, slots: Tensor, inputs: Tensor, placement: ops.Placement) -> Tensor:
         """As `Table.dot`; every process brings as many tokens, and gets the sum of what all columns give."""
         slots_NK, num_tokens, num_shards = slots.flatten(1), len(inputs), len(self.sizes)
-        gathering = Gathering(slots_NK.to(_index_dtype(num_keys)), self.axis)
+        gathering = Gathering(slots_NK.to(_index_dtype(placement.num_keys)), self.axis)
         needed = torch.cat([columns.flatten() for columns in inputs.split(self.sizes, dim=1)])
         mine = self.part.shape[1]
         send = [num_tokens * size for size in self.sizes]
@@ -107,10 +92,7 @@ class ColumnTable(ShardedTable):
             self.part,
             gathering.wait().long(),
             scale_gradient(vectors, self.num_ranks),
-            num_keys=num_keys,
-            expansion=expansion,
-            seed=seed,
-            first_row=first_row,
+            **placement._asdict(),
             sparse=self.gradient_is_sparse,
         )
         counts = [num_tokens] * num_shards

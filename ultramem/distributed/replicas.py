@@ -12,44 +12,26 @@ class ReplicatedTable(ShardedTable):
 
     dim = 0
 
-    def forward(
-        self,
-        slots: Tensor,
-        values: Tensor,
-        *,
-        num_keys: int,
-        expansion: int,
-        seed: int,
-        first_row: int = 0,
-        by_group: bool = True,
-    ) -> Tensor:
+    def forward(self, slots: Tensor, values: Tensor, placement: ops.Placement, *, by_group: bool = True) -> Tensor:
         """As `Table.forward`, without a word to another process."""
         pooled = ops.lookup(
             self.part,
             slots.flatten(1),
             scale_gradient(values.transpose(1, 2).flatten(2), self.num_ranks),
-            num_keys=num_keys,
-            expansion=expansion,
-            seed=seed,
-            first_row=first_row,
+            **placement._asdict(),
             by_group=by_group,
             sparse=self.gradient_is_sparse,
         )
         # Divided on the way in and multiplied on the way out: only the table's own gradient keeps the division.
         return scale_gradient(pooled, 1 / self.num_ranks)
 
-    def dot(
-        self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
-    ) -> Tensor:
+    def dot(self, slots: Tensor, inputs: Tensor, placement: ops.Placement) -> Tensor:
         """As `Table.dot`, without a word to another process."""
         products = ops.gather_dot(
             self.part,
             slots.flatten(1),
             scale_gradient(inputs, self.num_ranks),
-            num_keys=num_keys,
-            expansion=expansion,
-            seed=seed,
-            first_row=first_row,
+            **placement._asdict(),
             sparse=self.gradient_is_sparse,
         )
         return scale_gradient(products, 1 / self.num_ranks).view(slots.shape)

@@ -1,7 +1,6 @@
 """A table by rows: rows are pooled at their owners or fetched from them, whichever sends fewer bytes."""
 
 from types import ModuleType
-from typing import Any
 
 from torch import Tensor
 
@@ -17,34 +16,20 @@ class RowTable(ShardedTable):
 
     dim = 0
 
-    def forward(self, slots: Tensor, values: Tensor, **placement: Any) -> Tensor:
+    def forward(self, slots: Tensor, values: Tensor, placement: Placement, *, by_group: bool = True) -> Tensor:
         """As `Table.forward`; every process brings as many tokens."""
-        return arrived(self.start(slots, values, **placement))
+        return arrived(self.start(slots, values, placement, by_group=by_group))
 
-    def start(  # type: ignore[override]
-        self,
-        slots: Tensor,
-        values: Tensor,
-        *,
-        num_keys: int,
-        expansion: int,
-        seed: int,
-        first_row: int = 0,
-        by_group: bool = True,
-    ) -> Tensor | Arriving:
+    def start(self, slots: Tensor, values: Tensor, placement: Placement, *, by_group: bool = True) -> Tensor | Arriving:
         """As `Table.start`: sums may be on their way, fetched rows are pooled."""
-        num_groups = expansion if by_group else 1
+        num_groups = placement.expansion if by_group else 1
         weights_NhK = values.transpose(1, 2).flatten(2).to(self.part.dtype)
-        placement = Placement(num_keys, expansion, seed, first_row)
         rows_NK, groups_NK = physical_rows(slots.flatten(1), *placement, self.weight.shape[0])
         way = self._way(rows_NK, placement, num_cores=weights_NhK.shape[1], num_pooled=num_groups)
         return way.lookup(self, rows_NK, groups_NK % num_groups, weights_NhK, num_groups)
 
-    def dot(
-        self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
-    ) -> Tensor:
+    def dot(self, slots: Tensor, inputs: Tensor, placement: Placement) -> Tensor:
         """As `Table.dot`; every process brings as many tokens."""
-        placement = Placement(num_keys, expansion, seed, first_row)
         rows_NK, _ = physical_rows(slots.flatten(1), *placement, self.weight.shape[0])
         way = self._way(rows_NK, placement, num_cores=1, num_pooled=None)
         return way.gather_dot(self, rows_NK, inputs).view(slots.shape)

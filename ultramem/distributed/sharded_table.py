@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from ultramem import ops
 from ultramem.distributed.replica_gradients import sum_over_replicas
 from ultramem.layers.tables import Table
 
@@ -96,23 +97,11 @@ class ShardedTable(Table):
         self.weight.grad = DTensor(gradient, self.weight._spec, requires_grad=False)  # type: ignore[attr-defined]
 
     @abstractmethod
-    def forward(
-        self,
-        slots: Tensor,
-        values: Tensor,
-        *,
-        num_keys: int,
-        expansion: int,
-        seed: int,
-        first_row: int = 0,
-        by_group: bool = True,
-    ) -> Tensor:
+    def forward(self, slots: Tensor, values: Tensor, placement: ops.Placement, *, by_group: bool = True) -> Tensor:
         """As `Table.forward`, of this process's tokens. All processes of the axis call it together."""
 
     @abstractmethod
-    def dot(
-        self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
-    ) -> Tensor:
+    def dot(self, slots: Tensor, inputs: Tensor, placement: ops.Placement) -> Tensor:
         """As `Table.dot`, of this process's tokens. All processes of the axis call it together."""
 
 

@@ -82,5 +82,5 @@ class MemoryPlusLayer(MemoryLayer):
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=values.detach().view(batch, length, *values.shape[1:]),
-            pooled=table.start(slots, values.softmax(dim=-1), **self.placement._asdict()),
+            pooled=table.start(slots, values.softmax(dim=-1), self.placement),
         )

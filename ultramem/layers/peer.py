@@ -105,12 +105,12 @@ class PEERLayer(MemoryLayer):
         # One set of keys serves all heads: to the retrieval they are further tokens.
         values, slots = self.retrieval(queries.flatten(0, 1)[:, None], self.query.norm_weight)
         scores, slots = (found.view(*queries.shape[:2], -1) for found in (values, slots))
-        products = table.pre_values.dot(slots, hidden_states.flatten(0, 1), **self.placement._asdict())
+        products = table.pre_values.dot(slots, hidden_states.flatten(0, 1), self.placement)
         activate, _ = ACTIVATIONS[self.activation]
         weights = scores.softmax(dim=-1) * activate(products)
         return MemoryRead(
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=scores.detach().view(batch, length, *slots.shape[1:]).unsqueeze(-2),
-            pooled=table.values.start(slots, weights[:, :, None], **self.placement._asdict()),
+            pooled=table.values.start(slots, weights[:, :, None], self.placement),
         )

@@ -98,5 +98,5 @@ class PKMLayer(MemoryLayer):
             auxiliary_loss=values.new_zeros((), dtype=torch.float32),
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=values.detach().view(batch, length, *values.shape[1:]),
-            pooled=table.start(slots, weights, **self.placement._asdict()),
+            pooled=table.start(slots, weights, self.placement),
         )

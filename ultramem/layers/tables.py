@@ -1,7 +1,6 @@
 """The table: rows that memory layers read. It is a module of its own, handed to a layer's ``forward``."""
 
 from math import isqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,40 +75,26 @@ class Table(nn.Module):
         """Rows (dim 0) or columns (dim 1) from ``start`` on, in memory of their own."""
         return self.weight.detach().narrow(dim, start, length).clone(memory_format=torch.contiguous_format)
 
-    def forward(
-        self,
-        slots: Tensor,
-        values: Tensor,
-        *,
-        num_keys: int,
-        expansion: int,
-        seed: int,
-        first_row: int = 0,
-        by_group: bool = True,
-    ) -> Tensor:
+    def forward(self, slots: Tensor, values: Tensor, placement: ops.Placement, *, by_group: bool = True) -> Tensor:
         """Pools rows over all heads: slots ``(N, H, m)``, values ``(N, H, h, m)`` -> ``(N, E or 1, D_v)``."""
         slots, weights = slots.flatten(1), values.transpose(1, 2).flatten(2)
-        placement = ops.Placement(num_keys, expansion, seed, first_row)
         if self.row_step is not None and torch.is_grad_enabled():
             return SteppedLookup.apply(self.weight, slots, weights, placement, by_group, self.row_step)
         return ops.lookup(self.weight, slots, weights, **placement._asdict(), by_group=by_group, sparse=self.sparse)
 
-    def start(self, slots: Tensor, values: Tensor, **placement: Any) -> Tensor | Arriving:
+    def start(
+        self, slots: Tensor, values: Tensor, placement: ops.Placement, *, by_group: bool = True
+    ) -> Tensor | Arriving:
         """`forward`, whose pooled rows may still be on their way: `ultramem.layers.memory.arrived` awaits them."""
-        return self(slots, values, **placement)
+        return self(slots, values, placement, by_group=by_group)
 
-    def dot(
-        self, slots: Tensor, inputs: Tensor, *, num_keys: int, expansion: int, seed: int, first_row: int = 0
-    ) -> Tensor:
+    def dot(self, slots: Tensor, inputs: Tensor, placement: ops.Placement) -> Tensor:
         """Multiplies rows with their token's input: slots ``(N, H, m)``, inputs ``(N, D_v)`` -> ``(N, H, m)``."""
         products = ops.gather_dot(
             self.weight,
             slots.flatten(1),
             inputs,
-            num_keys=num_keys,
-            expansion=expansion,
-            seed=seed,
-            first_row=first_row,
+            **placement._asdict(),
             sparse=self.sparse,
         )
         return products.view(slots.shape)

@@ -113,5 +113,5 @@ class UltraMemLayer(MemoryLayer):
             auxiliary_loss=self.retrieval.auxiliary_loss(),
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=values.detach().view(batch, length, *values.shape[1:]),
-            pooled=table.start(slots, values, **self.placement._asdict()),
+            pooled=table.start(slots, values, self.placement),
         )

@@ -144,7 +144,7 @@ class UltraMemV2Layer(MemoryLayer):
         batch, length, _ = hidden_states.shape
         query = self.query(hidden_states, context)
         values, slots = self.retrieval(query, self.query.norm_weight)
-        gates = table.pre_values.dot(slots, self.pre_proj(hidden_states).flatten(0, 1), **self.placement._asdict())
+        gates = table.pre_values.dot(slots, self.pre_proj(hidden_states).flatten(0, 1), self.placement)
         gated = values * gates[:, :, None]
         auxiliary_loss = self.retrieval.auxiliary_loss()
         if self.balance_coef:
@@ -154,5 +154,5 @@ class UltraMemV2Layer(MemoryLayer):
             auxiliary_loss=auxiliary_loss,
             slots=slots.view(batch, length, *slots.shape[1:]),
             values=values.detach().view(batch, length, *values.shape[1:]),
-            pooled=table.values.start(slots, gated, **self.placement._asdict(), by_group=False),
+            pooled=table.values.start(slots, gated, self.placement, by_group=False),
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ultramem.ops.causal_conv import reference
+from ultramem.ops.devices import on_its_device
 from ultramem.ops.reference_mode import reference_answers
 
 
@@ -75,6 +76,7 @@ def _causal_conv(hidden_states: Tensor, weight: Tensor, context: Tensor) -> Tens
 
 
 @_causal_conv.register_kernel("cuda")
+@on_its_device
 def _(hidden_states, weight, context):
     if reference_answers(hidden_states, weight):
         return reference.causal_conv(hidden_states, weight, context)
@@ -94,6 +96,7 @@ def _causal_conv_step(hidden_states: Tensor, weight: Tensor, context: Tensor) ->
 
 
 @_causal_conv_step.register_kernel("cuda")
+@on_its_device
 def _(hidden_states, weight, context):
     if reference_answers(hidden_states, weight):
         return reference.causal_conv_step(hidden_states, weight, context)
@@ -115,6 +118,7 @@ def _causal_conv_backward(
 
 
 @_causal_conv_backward.register_kernel("cuda")
+@on_its_device
 def _(grad_convolved, hidden_states, weight, context):
     if reference_answers(hidden_states, weight):
         return reference.causal_conv_backward(grad_convolved, hidden_states, weight, context)

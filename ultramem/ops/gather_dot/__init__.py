@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ultramem.ops.devices import on_its_device
 from ultramem.ops.gather_dot import reference
 from ultramem.ops.lookup.permutation import Placement, check_placement
 from ultramem.ops.precision import accumulation_dtype
@@ -68,6 +69,7 @@ def _fake_products(table, slots, inputs, placement):
     return table.new_empty(slots.shape, dtype=accumulation_dtype(table.dtype))
 
 
+@on_its_device
 def _gather_dot_on_gpu(table, slots, inputs, placement):
     if reference_answers(table, inputs):
         return reference.gather_dot(table, slots, inputs, Placement(*placement))
@@ -89,6 +91,7 @@ def _gather_dot_backward(
 
 
 @_gather_dot_backward.register_kernel("cuda")
+@on_its_device
 def _(grad_products, table, slots, inputs, placement):
     if reference_answers(table, inputs):
         return reference.gather_dot_backward(grad_products, table, slots, inputs, Placement(*placement))
@@ -126,6 +129,7 @@ def _gather_dot_backward_rows(
 
 
 @_gather_dot_backward_rows.register_kernel("cuda")
+@on_its_device
 def _(grad_products, table, slots, inputs, placement):
     if reference_answers(table, inputs):
         return reference.gather_dot_backward_rows(grad_products, table, slots, inputs, Placement(*placement))

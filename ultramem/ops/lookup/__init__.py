@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ultramem.ops.devices import on_its_device
 from ultramem.ops.lookup import reference
 from ultramem.ops.lookup.permutation import Placement, check_placement
 from ultramem.ops.reference_mode import reference_answers
@@ -71,6 +72,7 @@ def _fake_pooled(table, slots, weights, placement, num_groups):
     return table.new_empty(slots.shape[0], num_groups, table.shape[1])
 
 
+@on_its_device
 def _lookup_on_gpu(table, slots, weights, placement, num_groups):
     if reference_answers(table, weights):
         return reference.lookup(table, slots, weights, Placement(*placement), num_groups)
@@ -92,6 +94,7 @@ def _lookup_backward(
 
 
 @_lookup_backward.register_kernel("cuda")
+@on_its_device
 def _(grad_pooled, table, slots, weights, placement, num_groups):
     if reference_answers(table, weights):
         return reference.lookup_backward(grad_pooled, table, slots, weights, Placement(*placement), num_groups)
@@ -129,6 +132,7 @@ def _lookup_backward_rows(
 
 
 @_lookup_backward_rows.register_kernel("cuda")
+@on_its_device
 def _(grad_pooled, table, slots, weights, placement, num_groups):
     if reference_answers(table, weights):
         return reference.lookup_backward_rows(grad_pooled, table, slots, weights, Placement(*placement), num_groups)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ultramem.ops.devices import on_its_device
 from ultramem.ops.lookup import check_placement
 from ultramem.ops.lookup.permutation import Placement
 from ultramem.ops.lookup_step import reference
@@ -101,6 +102,7 @@ def _lookup_step(
 
 
 @_lookup_step.register_kernel("cuda")
+@on_its_device
 def _(grad_pooled, table, exp_avg, exp_avg_sq, slots, weights, step, placement, *settings):
     tensors = (grad_pooled, table, exp_avg, exp_avg_sq, slots, weights, step)
     if reference_answers(table):

@@ -6,6 +6,7 @@ UltraMem, section 3.2 (TDQKR, ``S_grid = S_row^T C S_col``) and 3.4 (multi-core 
 import torch
 from torch import Tensor
 
+from ultramem.ops.devices import on_its_device
 from ultramem.ops.reference_mode import reference_answers
 from ultramem.ops.rescore import reference
 
@@ -49,6 +50,7 @@ def _rescore(scores: Tensor, indices: Tensor, cores: Tensor, num_keys: int, k: i
 
 
 @_rescore.register_kernel("cuda")
+@on_its_device
 def _(scores, indices, cores, num_keys, k):
     if reference_answers(scores):
         return reference.rescore(scores, indices, cores, num_keys, k)
@@ -71,6 +73,7 @@ def _rescore_backward(grad_values: Tensor, positions: Tensor, scores: Tensor, co
 
 
 @_rescore_backward.register_kernel("cuda")
+@on_its_device
 def _(grad_values, positions, scores, cores):
     if reference_answers(scores):
         return reference.rescore_backward(grad_values, positions, scores, cores)

@@ -7,6 +7,7 @@ one second moment for many elements is Adafactor's and Adam-mini's saving (arXiv
 import torch
 from torch import Tensor
 
+from ultramem.ops.devices import on_its_device
 from ultramem.ops.reference_mode import reference_answers
 from ultramem.ops.row_adam import reference
 
@@ -98,6 +99,7 @@ def _row_adam(
 
 
 @_row_adam.register_kernel("cuda")
+@on_its_device
 def _(
     parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, rate, beta1, beta2, epsilon, decay, seed, mean_squares
 ):

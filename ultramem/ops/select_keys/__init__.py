@@ -6,6 +6,7 @@ UltraMem, section 3.2 (TDQKR): the candidates of a side are the top-k of ``u^T S
 import torch
 from torch import Tensor
 
+from ultramem.ops.devices import on_its_device
 from ultramem.ops.precision import accumulation_dtype
 from ultramem.ops.reference_mode import reference_answers
 from ultramem.ops.select_keys import reference
@@ -49,6 +50,7 @@ def _select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) ->
 
 
 @_select_keys.register_kernel("cuda")
+@on_its_device
 def _(query, keys, filter_vectors, k):
     if reference_answers(query):
         return reference.select_keys(query, keys, filter_vectors, k)
@@ -73,6 +75,7 @@ def _select_keys_backward(grad_scores: Tensor, indices: Tensor, query: Tensor, k
 
 
 @_select_keys_backward.register_kernel("cuda")
+@on_its_device
 def _(grad_scores, indices, query, keys):
     if reference_answers(query):
         return reference.select_keys_backward(grad_scores, indices, query, keys)
