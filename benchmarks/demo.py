@@ -27,8 +27,6 @@ def rows_of(comparison: dict[str, Any]) -> list[dict[str, Any]]:
             "validation_loss": recipe["validation_loss"]["mean"],
             "bits_per_byte": recipe["bits_per_byte"]["mean"],
             "tokens_per_second": recipe["tokens_per_second"]["mean"],
-            # All recipes of a comparison share a process: a recipe's own peak is no more than this.
-            "process_peak_memory_gb": max(run["peak_memory_bytes"] for run in recipe["runs"]) / 1e9,
         }
         for recipe in comparison["recipes"]
     ]
@@ -50,19 +48,11 @@ def table(rows: list[dict[str, str]]) -> str:
     speed = {row["recipe"]: float(row["tokens_per_second"]) for row in rows}
     lines += [
         "",
-        f"UltraMem trains at {speed['cpu-ultramem'] / speed['cpu-dense']:.2f} of the dense model's tokens/s"
-        + _peak_memory(rows)
-        + ".",
+        f"UltraMem trains at {speed['cpu-ultramem'] / speed['cpu-dense']:.2f} of the dense model's tokens/s.",
         f"{int(of['training_tokens']):,} tokens of State of the Union addresses, one seed, {of['hardware']}, torch "
         f"{of['torch']}, commit {of['commit']}, {of['date']} (`make demo`; kept in `benchmarks/results/demo.csv`).",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _peak_memory(rows: list[dict[str, str]]) -> str:
-    """The most memory that the process took which trained all recipes; results older than this column lack it."""
-    peaks = [float(row["process_peak_memory_gb"]) for row in rows if "process_peak_memory_gb" in row]
-    return f", and the process that trained all {len(rows)} took at most {max(peaks):.2f} GB" if peaks else ""
 
 
 def fill(readme: str, results: str) -> str:

@@ -68,7 +68,7 @@ def test_links_lead_somewhere(link):
     assert not anchor or anchor in anchors(target.read_text())
 
 
-def test_the_results_state_speed_and_memory():
+def test_the_results_state_speed():
     comparison = {
         "tokens": 1,
         "recipes": [
@@ -77,15 +77,13 @@ def test_the_results_state_speed_and_memory():
                 **dict.fromkeys(("parameters", "active_parameters", "flops_per_token"), 1),
                 **{field: {"mean": 1.0} for field in ("validation_loss", "bits_per_byte")},
                 "tokens_per_second": {"mean": speed},
-                "runs": [{"peak_memory_bytes": peak}],
             }
-            for name, speed, peak in (("cpu-dense", 1000.0, 10**9), ("cpu-ultramem", 640.0, 1_170_000_000))
+            for name, speed in (("cpu-dense", 1000.0), ("cpu-ultramem", 640.0))
         ],
     }
     about = dict.fromkeys(("hardware", "torch", "commit", "date"), "x")
     text = demo.table([row | about for row in demo.rows_of(comparison)])
     assert "UltraMem trains at 0.64 of the dense model's tokens/s" in text
-    assert "the process that trained all 2 took at most 1.17 GB" in text
 
 
 def test_the_results_are_the_kept_ones():
