@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from ultramem import ops
 from ultramem.layers.tables import Table
+from ultramem.ops.precision import accumulation_dtype
 
 State = Literal["full", "small"]
 
@@ -233,7 +234,7 @@ def _mean_squares(parameter: Tensor, gradients: Tensor) -> Tensor | None:
     if not isinstance(parameter, DTensor) or Shard(1) not in parameter.placements:
         return None
     axis = parameter.placements.index(Shard(1))
-    squares = gradients.float().square().sum(dim=1, keepdim=True)
+    squares = gradients.to(accumulation_dtype(parameter.dtype)).square().sum(dim=1, keepdim=True)
     dist.all_reduce(squares, group=parameter.device_mesh.get_group(axis))
     return squares / parameter.shape[1]
 
