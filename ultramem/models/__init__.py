@@ -3,12 +3,8 @@
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
-from ultramem.models.modeling_ultramem import (
-    UltraMemCausalLMOutput,
-    UltraMemForCausalLM,
-    UltraMemModel,
-    UltraMemModelOutput,
-)
+from ultramem.models.modeling_ultramem import UltraMemForCausalLM, UltraMemModel
+from ultramem.models.outputs import UltraMemCausalLMOutput, UltraMemModelOutput
 
 AutoConfig.register(UltraMemConfig.model_type, UltraMemConfig)
 AutoModel.register(UltraMemConfig, UltraMemModel)

@@ -5,7 +5,6 @@ output is added to x after block k' (UltraMem, arXiv 2411.12364, section 3.1 and
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.masking_utils import create_masks_for_generate
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 
 from ultramem.layers.memory import MemoryLayer, MemoryOutput, MemoryRead
@@ -31,6 +30,7 @@ from ultramem.models.branches import feed_forward, memory_layer, memory_tables
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.decoding import DecodeGraph
 from ultramem.models.loss import NextTokenLoss
+from ultramem.models.outputs import UltraMemCausalLMOutput, UltraMemModelOutput
 from ultramem.models.overlap import Running, can_overlap
 from ultramem.models.sharing import unit_windows
 
@@ -39,42 +39,6 @@ _keep_slots = partial(
     create_selective_checkpoint_contexts,
     [torch.ops.ultramem.select_keys.default, torch.ops.ultramem.rescore.default],
 )
-
-
-@dataclass
-class UltraMemModelOutput(ModelOutput):
-    """What the trunk returns."""
-
-    last_hidden_state: Tensor | None = None
-    """`(B, T, D)`, after the final norm."""
-    auxiliary_loss: Tensor | None = None
-    """`()` float32, the sum over experts and memory layers, coefficients applied."""
-    past_key_values: Cache | None = None
-    """Keys, values and the state of the memory layers' convolutions."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    """On request: the input of every block, and `last_hidden_state`."""
-    memory: tuple[MemoryOutput, ...] | None = None
-    """On request: what every memory unit returned, in the order of `memory_units`."""
-
-
-@dataclass
-class UltraMemCausalLMOutput(ModelOutput):
-    """What the language model returns."""
-
-    loss: Tensor | None = None
-    """`()` float32: `cross_entropy` + `auxiliary_loss`. None without labels."""
-    logits: Tensor | None = None
-    """`(B, T, V)`, or of the last positions; None where only the loss was asked for."""
-    cross_entropy: Tensor | None = None
-    """`()` float32, detached: the mean over the predicted tokens. None without labels."""
-    auxiliary_loss: Tensor | None = None
-    """`()` float32, the sum over experts and memory layers, coefficients applied."""
-    past_key_values: Cache | None = None
-    """Keys, values and the state of the memory layers' convolutions."""
-    hidden_states: tuple[Tensor, ...] | None = None
-    """On request: the input of every block, and the final hidden state."""
-    memory: tuple[MemoryOutput, ...] | None = None
-    """On request: what every memory unit returned, in the order of `memory_units`."""
 
 
 class Block(GradientCheckpointingLayer):
