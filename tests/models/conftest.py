@@ -18,7 +18,7 @@ V2 = {
     "memory_units": ["1:1", "2:2", "3:3", "4:4"],
     "memory_pre_value_size": 12,
 }
-PEER = {**MEMORY, "memory": "peer", "memory_value_size": 32, "memory_expansion": 1}
+PEER = {**MEMORY, "memory": "peer", "memory_expansion": 1}
 FAMILY = {
     "dense": {},
     "gelu": {"ffn": "gelu", "attention_qk_norm": True},
@@ -91,8 +91,11 @@ def build():
     """Makes a small member of the family by its name, in evaluation mode, the same at every call."""
 
     def make(name: str, **changes) -> UltraMemForCausalLM:
+        settings = {**SIZES, **FAMILY[name], **changes}
+        if settings.get("memory") == "peer":  # an expert is as wide as the hidden states
+            settings["memory_value_size"] = settings["hidden_size"]
         torch.manual_seed(0)
-        return UltraMemForCausalLM(UltraMemConfig(**{**SIZES, **FAMILY[name], **changes})).eval()
+        return UltraMemForCausalLM(UltraMemConfig(**settings)).eval()
 
     return make
 

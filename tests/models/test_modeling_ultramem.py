@@ -131,8 +131,7 @@ def test_hidden_states_are_the_residual_stream(build, tokens):
 
 @pytest.mark.parametrize("name", ["ultramem", "ultramem-ring", "ultramem-v2", "ultramem-v2-ring", "peer", "peer-block"])
 def test_initial_outputs_have_the_promised_spread(build, name):
-    sizes = {"memory_value_size": 64} if name.startswith("peer") else {}
-    model = build(name, hidden_size=64, memory_num_keys=64, memory_key_size=32, memory_top_k=16, **sizes)
+    model = build(name, hidden_size=64, memory_num_keys=64, memory_key_size=32, memory_top_k=16)
     memory = model(torch.randint(61, (8, 64)), output_memory=True).memory
     promised = 1 / math.sqrt(2 * 4)
     for unit in memory:
