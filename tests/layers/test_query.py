@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ultramem.layers.query import CausalConv, ConvState
+from ultramem.layers.query import CausalConv, ConvState, Query
 
 
 def plain(hidden, weight):
@@ -56,3 +56,15 @@ def test_low_precision_loses_little(dtype):
     assert conv(hidden).dtype == dtype
     allowed = torch.finfo(dtype).eps / 2 * exact.abs() + 8 * torch.finfo(torch.float32).eps * magnitude
     assert ((conv(hidden).double() - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_autocast_leaves_a_normalised_query_in_its_own_precision(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    sizes = {"num_sets": 1, "num_ranks": 2, "rank_width": 8, "conv_size": 4}
+    query = Query(16, norm=True, **sizes).to(device)
+    hidden = torch.randn(2, 3, 16, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        assert query(hidden).dtype == torch.bfloat16
+    assert query(hidden).dtype == torch.float32

@@ -10,7 +10,12 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 # tokens, query sets, heads, keys, ranks, width, k
 SMALL = [(5, 1, 2, 16, 2, 8, 4), (3, 2, 2, 9, 1, 5, 9), (0, 1, 1, 7, 3, 2, 2), (1, 1, 1, 300, 2, 70, 33)]
-LARGE = [(300, 1, 2, 3584, 2, 256, 32), (70, 2, 2, 1000, 4, 40, 42), (513, 1, 1, 1138, 1, 192, 128)]
+LARGE = [
+    (300, 1, 2, 3584, 2, 256, 32),
+    (70, 2, 2, 1000, 4, 40, 42),
+    (513, 1, 1, 1138, 1, 192, 128),
+    (300, 1, 2, 2200, 2, 250, 42),
+]
 
 
 def integers(size, dtype, device, spread=3):
@@ -40,6 +45,12 @@ def assert_equals_the_reference(query, keys, filters, k):
 @pytest.mark.parametrize("size", SMALL, ids=str)
 def test_equals_the_reference_ties_included(size, dtype, kernel_device):
     assert_equals_the_reference(*integers(size, dtype, kernel_device))
+
+
+@pytest.mark.parametrize("size", [SMALL[1], SMALL[3]], ids=str)
+def test_many_tokens_equal_the_reference_too(size, kernel_device, monkeypatch):
+    monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
+    assert_equals_the_reference(*integers(size, torch.float16, kernel_device))
 
 
 @pytest.mark.gpu

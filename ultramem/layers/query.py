@@ -89,7 +89,11 @@ class Query(nn.Module):
         if self.conv is not None:
             hidden_states = self.conv(hidden_states, context)
         query = self.proj(hidden_states).view(-1, *self.shape)
-        return query if self.norm_weight is None else F.rms_norm(query, query.shape[-1:], eps=NORM_EPSILON)
+        if self.norm_weight is None:
+            return query
+        # Autocast would leave it in float32: twice the bytes, and products at a tenth of the speed, for the retrieval.
+        with torch.autocast(query.device.type, enabled=False):
+            return F.rms_norm(query, query.shape[-1:], eps=NORM_EPSILON)
 
 
 class Keys(nn.Module):

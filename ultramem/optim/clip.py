@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -50,8 +51,12 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         norms.append(norm)
     norm = norms[0] if len(norms) == 1 else torch.nn.utils.get_total_norm(norms)
     scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
-    every_value = [value for local_values in values.values() for value in local_values]
-    torch._foreach_mul_(every_value, torch.where(norm.isfinite(), scale, 1.0))
+    scale = torch.where(norm.isfinite(), scale, 1.0)
+    alike = defaultdict(list)
+    for value in chain.from_iterable(values.values()):
+        alike[value.dtype].append(value)
+    for dtype, same_dtype in alike.items():  # one kernel scales many tensors only where all have the factor's dtype
+        torch._foreach_mul_(same_dtype, scale.to(dtype))
     return norm
 
 

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ultramem.ops.select_keys.kernels import aligned
+
 # Rows in flight a program, and its warps: two warps hide the gathers' latency best.
 QUERY_TILE = dict(CHOICES=8, num_warps=2)
 KEY_TILE = dict(CHOICES=16, num_warps=2)
@@ -18,12 +20,13 @@ KEY_TILE = dict(CHOICES=16, num_warps=2)
 def _grad_query_kernel(
     grad_scores_ptr,  # (N, H, 2, r, k) float32
     indices_ptr,  # (N, H, 2, k) int64
-    keys_ptr,  # (H, 2, n, r, d)
+    keys_ptr,  # (H, 2, n, r, padded d)
     grad_query_ptr,  # (N, Q, 2, r, d)
     num_query_sets,
     heads_of_a_set,
     num_keys,
     width,
+    padded_width,
     k,
     HEADS: tl.constexpr,
     RANKS: tl.constexpr,
@@ -37,7 +40,7 @@ def _grad_query_kernel(
     query_set = program // (RANKS * 2) % num_query_sets
     token = program // (RANKS * 2 * num_query_sets)
     offsets = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = offsets < width
+    readable = offsets < padded_width
 
     total = tl.zeros((CHOICES, WIDTH), dtype=tl.float32)
     for head in range(query_set * heads_of_a_set, (query_set + 1) * heads_of_a_set):
@@ -46,10 +49,10 @@ def _grad_query_kernel(
             choices = start + tl.arange(0, CHOICES)
             grad = tl.load(grad_scores_ptr + (row * RANKS + rank) * k + choices, mask=choices < k, other=0.0)
             chosen = tl.load(indices_ptr + row * k + choices, mask=choices < k, other=0)
-            key_rows = keys_ptr + (((head * 2 + side) * num_keys + chosen) * RANKS + rank) * width
-            key = tl.load(key_rows[:, None] + offsets[None, :], mask=inside[None, :], other=0.0)
+            key_rows = keys_ptr + (((head * 2 + side) * num_keys + chosen) * RANKS + rank) * padded_width
+            key = tl.load(key_rows[:, None] + offsets[None, :], mask=readable[None, :], other=0.0)
             total += grad[:, None] * key.to(tl.float32)
-    tl.store(grad_query_ptr + program * width + offsets, tl.sum(total, axis=0), mask=inside)
+    tl.store(grad_query_ptr + program * width + offsets, tl.sum(total, axis=0), mask=offsets < width)
 
 
 @triton.jit
@@ -57,11 +60,12 @@ def _grad_keys_kernel(
     grad_scores_ptr,  # (N, H, 2, r, k) float32
     order_ptr,  # (N * H * 2 * k) int64: numbers of the choices, sorted by key
     starts_ptr,  # (H * 2 * n + 1) int64: where every key's choices begin
-    query_ptr,  # (N, Q, 2, r, d)
+    query_ptr,  # (N, Q, 2, r, padded d)
     grad_keys_ptr,  # (H, 2, n, r, d)
     num_query_sets,
     num_keys,
     width,
+    padded_width,
     K: tl.constexpr,
     SIDES_OF_HEADS: tl.constexpr,
     RANKS: tl.constexpr,
@@ -75,7 +79,7 @@ def _grad_keys_kernel(
     side_of_head = key // num_keys
     query_set = tl.where(num_query_sets > 1, side_of_head // 2, 0)
     offsets = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    inside = offsets < width
+    readable = offsets < padded_width
 
     total = tl.zeros((CHOICES, WIDTH), dtype=tl.float32)
     end = tl.load(starts_ptr + key + 1)
@@ -85,10 +89,10 @@ def _grad_keys_kernel(
         row = choice // K
         grad = tl.load(grad_scores_ptr + (row * RANKS + rank) * K + choice % K, mask=numbers < end, other=0.0)
         query_rows = (row // SIDES_OF_HEADS * num_query_sets + query_set) * 2 + side_of_head % 2
-        query_rows = query_ptr + (query_rows * RANKS + rank) * width
-        query = tl.load(query_rows[:, None] + offsets[None, :], mask=inside[None, :], other=0.0)
+        query_rows = query_ptr + (query_rows * RANKS + rank) * padded_width
+        query = tl.load(query_rows[:, None] + offsets[None, :], mask=readable[None, :], other=0.0)
         total += grad[:, None] * query.to(tl.float32)
-    tl.store(grad_keys_ptr + program * width + offsets, tl.sum(total, axis=0), mask=inside)
+    tl.store(grad_keys_ptr + program * width + offsets, tl.sum(total, axis=0), mask=offsets < width)
 
 
 def select_keys_backward(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +110,18 @@ def _grad_query(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tenso
     grad_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     if num_tokens == 0:
         return grad_query
+    padded_keys = aligned(keys)
     block = min(256, triton.next_power_of_2(width))
     _grad_query_kernel[(num_tokens * num_query_sets * 2 * ranks, triton.cdiv(width, block))](
         grad_scores,
         indices,
-        keys,
+        padded_keys,
         grad_query,
         num_query_sets,
         heads // num_query_sets,
         num_keys,
         width,
+        padded_keys.shape[-1],
         indices.shape[-1],
         HEADS=heads,
         RANKS=ranks,
@@ -134,17 +140,19 @@ def _grad_keys(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tensor
     key_numbers, order = key_numbers.flatten().to(key_dtype).sort(stable=True)
     numbers = torch.arange(sides * num_keys + 1, device=indices.device, dtype=torch.int32)
     starts = torch.searchsorted(key_numbers.int(), numbers)
+    padded_query = aligned(query)
     grad_keys = torch.empty_like(keys, memory_format=torch.contiguous_format)
     block = min(256, triton.next_power_of_2(width))
     _grad_keys_kernel[(sides * num_keys * ranks, triton.cdiv(width, block))](
         grad_scores,
         order,
         starts,
-        query,
+        padded_query,
         grad_keys,
         query.shape[1],
         num_keys,
         width,
+        padded_query.shape[-1],
         K=indices.shape[-1],
         SIDES_OF_HEADS=sides,
         RANKS=ranks,

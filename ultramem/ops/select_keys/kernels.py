@@ -6,6 +6,7 @@ are computed for the k chosen keys only.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,6 +18,8 @@ GROUP: tl.constexpr = tl.constexpr(8)
 # Filter scores are kept for as many tokens at a time as fit in it. A few thousand tokens fill a large GPU; ever more
 # memory gains a few percent, and scores that would fit in the L2 cache lose half the speed to launches and tails.
 WORKSPACE_BYTES = 2**29
+# Up to here a launch more costs more than narrow loads.
+FEW_TOKENS = 256
 
 
 @triton.jit
@@ -194,6 +197,8 @@ def select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) -> 
     num_tokens = query.shape[0]
     heads, _, num_keys, ranks, _ = keys.shape
     query, keys, filter_vectors = query.contiguous(), keys.contiguous(), filter_vectors.float().contiguous()
+    if num_tokens > FEW_TOKENS:
+        query, keys = aligned(query), aligned(keys)
     scores = torch.empty(num_tokens, heads, 2, ranks, k, dtype=torch.float32, device=query.device)
     indices = torch.empty(num_tokens, heads, 2, k, dtype=torch.int64, device=query.device)
     padded_keys = triton.cdiv(num_keys, GROUP.value) * GROUP.value
@@ -204,6 +209,11 @@ def select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) -> 
         filter_scores, maxima = _filter(query[part], keys, filter_vectors)
         _select(filter_scores, maxima, query[part], keys, filter_vectors, scores[part], indices[part])
     return scores, indices
+
+
+def aligned(rows: Tensor) -> Tensor:
+    """Rows of a multiple of 16 numbers: a thread loads 16 bytes at once. Zeros add nothing to a product."""
+    return F.pad(rows, (0, -rows.shape[-1] % 16)) if rows.shape[-1] % 16 else rows
 
 
 def _filter(query: Tensor, keys: Tensor, filter_vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,7 +247,7 @@ def _filter_tile(num_tokens: int, dtype: torch.dtype) -> dict[str, int]:
         return dict(TOKENS=64, KEYS=64, WIDTH=32, num_warps=4, num_stages=3)
     if num_tokens <= 16:
         return dict(TOKENS=16, KEYS=64, WIDTH=128, num_warps=4, num_stages=4)
-    if num_tokens <= 256:
+    if num_tokens <= FEW_TOKENS:
         return dict(TOKENS=64, KEYS=64, WIDTH=64, num_warps=4, num_stages=4)
     return dict(TOKENS=128, KEYS=256, WIDTH=64, num_warps=8, num_stages=4)
 
@@ -278,7 +288,7 @@ def _select_blocks(num_tokens: int, num_groups: int, k: int, width: int) -> dict
     candidates = triton.next_power_of_2(min(k, num_groups) * GROUP.value)
     k_block = triton.next_power_of_2(k)
     # A warp alone needs no barriers; small batches have too few rows to hide a warp's latency.
-    num_warps = min(8, max(1 if num_tokens > 256 else 4, max(groups, candidates) // 512, k_block // 32))
+    num_warps = min(8, max(1 if num_tokens > FEW_TOKENS else 4, max(groups, candidates) // 512, k_block // 32))
     return dict(
         GROUPS=groups,
         CANDIDATES=candidates,
