@@ -80,19 +80,18 @@ def decoding(kept: Kept) -> str | None:
 
 
 def tuning(kept: Kept) -> str | None:
-    """How much the initialisation gives on the ladder."""
+    """What the initialisation and the worst step of the ladder do, beside all steps together."""
     runs = {short_name(same[0]): mean_of(same, "validation_loss") for same in by_name(kept.runs("ladder")).values()}
-    steps = {name: runs[name] - runs[below] for below, name in pairwise(PAPER) if {below, name} <= set(runs)}
-    if not steps:
+    if not set(PAPER) <= set(runs):
         return None
     scale = kept.runs("ladder")[0]["scale"]
-    best, worst = min(steps, key=steps.__getitem__), max(steps, key=steps.__getitem__)
-    told = (
-        f"**Where nothing can be tuned.** On the ladder one step, [{best}](#ladder-{scale}-{best}), gives "
-        f"{-steps[best]:.3f}, and one, [{worst}](#ladder-{scale}-{worst}), "
+    steps = {name: runs[name] - runs[below] for below, name in pairwise(PAPER)}
+    worst = max(steps, key=steps.__getitem__)
+    return (
+        f"**Where nothing can be tuned.** All steps of the ladder change the loss by {sum(steps.values()):+.3f}; the "
+        f"initialisation alone, [10-init](#ladder-{scale}-10-init), by {steps['10-init']:+.3f}, and the worst step, "
+        f"[{worst}](#ladder-{scale}-{worst}), by {steps[worst]:+.3f}."
     )
-    change = steps[worst]
-    return told + (f"costs {change:.3f}." if change > 0 else f"gives {-change:.3f}.")
 
 
 def experts(kept: Kept) -> str | None:

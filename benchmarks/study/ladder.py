@@ -36,6 +36,9 @@ PAPER = {
     "12-query-conv": 2.736,
 }
 
+# The steps whose number is varied alone: its symbol, and the ladder's own.
+CHOICES = {"07-ive": ("E", 4), "08-tdqkr": ("r", 2), "09-mcs": ("h", 2)}
+
 # What the paper's alone-ablations give against the rung below, in validation loss.
 PAPER_ALONE = {
     "07-ive": -0.017,

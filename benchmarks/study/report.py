@@ -8,9 +8,10 @@ from pathlib import Path
 
 from benchmarks.study import sections
 from benchmarks.study.caveats import caveats
+from benchmarks.study.ladder_section import ladder
 from benchmarks.study.results import KEPT, Results
 from benchmarks.study.speed import speed
-from benchmarks.study.tables import Row, by_scale, provenance
+from benchmarks.study.tables import Row, Section, by_scale, provenance
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/results.md"
@@ -31,8 +32,8 @@ EXPLANATIONS = {
     "learning rate has not come down.",
     "dense_equivalent": "Larger dense models on the same tokens; the size between two of them is interpolated.",
     "table_size": "UltraMem with fewer rows, and as many parameters in its matrices.",
-    "ladder": "Where a spread stands, a rung ran more than once, with another seed or at another commit: so far two "
-    "runs part on a GPU, and a step is to be read against that.",
+    "ladder": "Each rung adds a step to the one before. ± is the standard deviation of a rung's runs, with other seeds "
+    "or at other commits, and the standard error of a step; two or three runs give either only roughly.",
     "learning_rates": "Runs half as long; the best of each model, in bold, is what the other experiments take. A model "
     "that was not tried takes the rates of the nearest: dense for what has no memory, UltraMem for what has one.",
     "knowledge": "Synthetic biographies, each person told of a hundred times; a person's facts hold 46.6 bits.",
@@ -71,10 +72,12 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
     return "\n".join(parts), plots
 
 
-def _section(experiment: str, rows: list[Row], kept: Path) -> sections.Section:
+def _section(experiment: str, rows: list[Row], kept: Path) -> Section:
     if experiment == "dense_equivalent":
         rivals = [row for row in Results("equal_compute", kept).rows() if row["scale"] == rows[0]["scale"]]
         return sections.dense_equivalent(rows, rivals)
+    if experiment == "ladder":
+        return ladder(rows)
     return getattr(sections, experiment)(rows)
 
 

@@ -4,17 +4,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import log2
 from statistics import fmean
-from typing import NamedTuple
 
 from benchmarks.study.answers import answers
-from benchmarks.study.ladder import PAPER, PAPER_ALONE
 from benchmarks.study.picture import picture
 from benchmarks.study.tables import (
     Row,
+    Section,
     anchored,
     by_name,
     by_settings,
-    difference,
     markdown_table,
     mean_of,
     millions,
@@ -24,13 +22,6 @@ from benchmarks.study.tables import (
     with_spread,
 )
 from ultramem.plots import Series
-
-
-class Section(NamedTuple):
-    """A part of the page, and the plots that it shows."""
-
-    text: str
-    plots: dict[str, str]
 
 
 def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:
@@ -214,57 +205,6 @@ def table_size(rows: list[Row]) -> Section:
     mean = Series("UltraMem", line(lambda runs: mean_of(runs, "validation_loss")), each if seeds > 1 else ())
     plot = picture([mean], x_label="doublings of the smallest table", y_label="validation loss")
     return Section(text, {"table_size.svg": plot})
-
-
-def ladder(rows: list[Row]) -> Section:
-    """Each rung beside the paper's, and what varies alone against the rung below."""
-    runs = {short_name(same[0]): same for same in by_name(rows).values()}
-    means = {name: mean_of(same, "validation_loss") for name, same in runs.items()}
-    spread = {name: with_spread([row["validation_loss"] for row in same]) for name, same in runs.items()}
-    rungs = [name for name in PAPER if name in means]
-    below = {above[:2]: name for name, above in pairwise(PAPER)}
-
-    def gives(name: str) -> str:
-        lower = below.get(name[:2])
-        return difference(runs[name], runs[lower], "validation_loss") if lower in runs else ""
-
-    def gives_in_paper(name: str) -> str:
-        return f"{PAPER[name] - PAPER[below[name[:2]]]:+.3f}" if name[:2] in below else ""
-
-    text = markdown_table(
-        ["step", "validation loss", "the step gives", "in the paper", "bits per byte", "ms a step", "runs"],
-        [
-            [
-                anchored("ladder", runs[name][0], name),
-                spread[name],
-                gives(name),
-                gives_in_paper(name),
-                losses(runs[name])[1],
-                step_time(runs[name]),
-                str(len(runs[name])),
-            ]
-            for name in rungs
-        ],
-    )
-    alone = [name for name in PAPER_ALONE if name in runs and below[name[:2]] in runs]
-    if alone:
-        text += "\n" + markdown_table(
-            ["alone, on the rung below", "validation loss", "gives", "in the paper"],
-            [
-                [name, spread[name], gives(name), f"{PAPER_ALONE[name]:+.4f}".rstrip("0")]
-                for name in sorted(alone, key=list(PAPER_ALONE).index)
-            ],
-        )
-    numbers = {name: number for number, name in enumerate(PAPER)}
-    plot = picture(
-        [
-            Series("here", [(numbers[name], means[name] - means[rungs[0]]) for name in rungs]),
-            Series("paper, 151M", [(numbers[name], PAPER[name] - PAPER[rungs[0]]) for name in rungs]),
-        ],
-        x_label="steps from product keys to UltraMem",
-        y_label="validation loss, against product keys",
-    )
-    return Section(text, {"ladder.svg": plot})
 
 
 def learning_rates(rows: list[Row]) -> Section:

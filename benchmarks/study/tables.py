@@ -1,11 +1,18 @@
-"""Pieces of a Markdown page: tables, and numbers with their spread."""
+"""Pieces of a Markdown page: sections, tables, and numbers with their spread."""
 
 from collections.abc import Iterable, Sequence
 from math import sqrt
 from statistics import fmean, stdev, variance
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]
+
+
+class Section(NamedTuple):
+    """A part of the page, and the plots that it shows."""
+
+    text: str
+    plots: dict[str, str]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -25,13 +32,18 @@ def millions(count: float) -> str:
     return f"{count / 1e6:.3g}M" if count < 1e8 else f"{count / 1e6:.0f}M"
 
 
-def difference(runs: Sequence[Row], others: Sequence[Row], field: str) -> str:
-    """What a number is above that of other runs, with its standard error where there are several of both."""
-    shown = f"{mean_of(runs, field) - mean_of(others, field):+.3f}"
+def change(runs: Sequence[Row], others: Sequence[Row], field: str) -> tuple[float, float | None]:
+    """What a number is above that of other runs, and its standard error where there are several of both."""
+    gives = mean_of(runs, field) - mean_of(others, field)
     if min(len(runs), len(others)) < 2:
-        return shown
-    error = sqrt(sum(variance([row[field] for row in rows]) / len(rows) for rows in (runs, others)))
-    return f"{shown} ± {error:.3f}"
+        return gives, None
+    return gives, sqrt(sum(variance([row[field] for row in rows]) / len(rows) for rows in (runs, others)))
+
+
+def difference(runs: Sequence[Row], others: Sequence[Row], field: str) -> str:
+    """That change as the page shows it."""
+    gives, error = change(runs, others, field)
+    return f"{gives:+.3f}" if error is None else f"{gives:+.3f} ± {error:.3f}"
 
 
 def anchor(experiment: str, row: Row) -> str:
