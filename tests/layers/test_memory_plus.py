@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from ultramem.layers import MemoryPlusLayer, Table
-from ultramem.layers.pkm import value_std
 from ultramem.minimal import causal_conv, rms_norm
 
 HIDDEN, KEYS = 16, 6
@@ -79,6 +78,10 @@ def test_the_norms_act():
     torch.testing.assert_close(after.scores, before.scores, rtol=1e-4, atol=0)
 
 
-def test_values_start_as_product_keys_do():
-    table = Table(2000, 64, std=value_std(64))
-    assert table.weight.std().item() == pytest.approx(64**-0.5, rel=0.02)
+def test_it_starts_with_scores_of_unit_variance_and_projections_of_unit_gain():
+    torch.manual_seed(0)
+    layer = MemoryPlusLayer(128, num_keys=100, key_size=64, value_size=96, top_k=8)
+    query, keys = layer.query(torch.randn(2, 64, 128)), layer.retrieval.keys(query_weight=layer.query.norm_weight)
+    assert torch.einsum("nhsrd,hskrd->nhsk", query, keys).std().item() == pytest.approx(1, rel=0.05)
+    assert layer.gate_proj.weight.std().item() == pytest.approx(128**-0.5, rel=0.05)
+    assert layer.out_proj.weight.std().item() == pytest.approx(96**-0.5, rel=0.05)

@@ -7,7 +7,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
 from ultramem import MemoryOutput
-from ultramem.layers.moe import MoE
 from ultramem.optim import parameter_groups
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
@@ -44,8 +43,10 @@ def test_dense_equals_transformers_own_models_on_shared_weights(build, tokens, c
 
 
 def test_every_parameter_gets_a_gradient(build, tokens, member):
-    missing = [name for name, gradient in gradients(build(member), tokens).items() if not gradient.abs().max() > 0]
-    assert missing == []
+    for name, gradient in gradients(build(member), tokens).items():
+        assert gradient.abs().max() > 0, name
+        if name.endswith("proj.weight"):  # a matrix of which a part is never read has rows without one
+            assert (gradient.abs().amax(dim=-1) > 0).all(), name
 
 
 def test_the_loss_is_the_cross_entropy_and_the_auxiliary_loss(build, tokens, member):
@@ -233,34 +234,18 @@ def test_compiled_in_one_graph_it_is_the_same(build, tokens, name):
     torch.testing.assert_close(compiled(tokens, use_cache=False).logits, model(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_a_mixture_of_experts_learns_and_uses_its_experts(build, tokens):
-    model = build("moe").train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+def test_every_member_learns(build, tokens, member):
+    model = build(member).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-2, weight_decay=0.1))
     before = model(tokens, labels=tokens).cross_entropy
+    untrained = [parameter.detach().clone() for parameter in model.parameters()]
     for _ in range(20):
         model(tokens, labels=tokens).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     assert model(tokens, labels=tokens).cross_entropy < before - 1
-    assert sum(isinstance(module, MoE) for module in model.modules()) == 4
-
-
-@pytest.mark.parametrize(
-    "name", ["pkm", "ultramem-ring", "ultramem-v2", "ultramem-v2-ring", "memory-plus", "peer-block"]
-)
-def test_every_memory_learns(build, tokens, name):
-    model = build(name).train()
-    groups = parameter_groups(model, learning_rate=1e-2, weight_decay=0.1)
-    optimizer = torch.optim.AdamW(groups)
-    before = model(tokens, labels=tokens).cross_entropy
-    untrained = [parameter.detach().clone() for parameter in model.model.memory_layers.parameters()]
-    for _ in range(20):
-        model(tokens, labels=tokens).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert model(tokens, labels=tokens).cross_entropy < before - 1
-    for old, new in zip(untrained, model.model.memory_layers.parameters(), strict=True):
-        assert not torch.equal(old, new)
+    for old, (name, new) in zip(untrained, model.named_parameters(), strict=True):
+        assert not torch.equal(old, new), name
 
 
 def test_ten_steps_of_the_stock_trainer_lower_the_loss(build, tokens, tmp_path):

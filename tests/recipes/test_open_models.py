@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from ultramem import recipes
@@ -53,6 +55,14 @@ def test_the_larger_model_has_olmoes_size():
     # OLMoE-1B-7B: 6.9B parameters, 1.3B active.
     assert count_parameters(recipes.get("ultramemv2-1b").model).total == pytest.approx(6.92e9, rel=0.01)
     assert active_with_embeddings("ultramemv2-1b") == pytest.approx(1.28e9, rel=0.01)
+
+
+def test_values_learn_four_times_faster_at_first_or_as_fast_as_the_rest():
+    """The paper's two schedules: 4x where a run is short, 1x where it is long."""
+    config = recipes.get("ultramemv2-227m")
+    assert [config.optimizer.table_multiplier(config.steps)(step) for step in (0, config.steps)] == [4, 1]
+    even = replace(config.optimizer, table_multiplier_start=1.0).table_multiplier(config.steps)
+    assert {even(step) for step in range(0, config.steps, 10_000)} == {1}
 
 
 @pytest.mark.parametrize("name", MATRICES)
