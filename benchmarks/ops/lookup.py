@@ -1,8 +1,8 @@
 """The lookup on a GPU, forward, backward and with the row optimizer, against its floor and PyTorch's own operations.
 
-``python -m benchmarks.ops.lookup``, with ``--authors PATH --memory-plus PATH`` also against peers' kernels, which must
-agree with ours on the same inputs. The floor is the bytes at the speed of a device copy in the same run; times are
-microseconds.
+``python -m benchmarks.ops.lookup``. ``--authors PATH --memory-plus PATH`` puts peers' kernels, which must agree with
+ours on the same inputs, beside ours, at the sizes of the targets. The floor is the bytes at the speed of a device copy
+in the same run; times are microseconds.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from benchmarks.ops.peers import (
     AuthorsLookup,
-    Disagreement,
     LookupPeer,
     MemoryPlusBag,
     MissingPeer,
     add_flags,
     check_agreement,
+    left_out_if_broken,
 )
 from benchmarks.ops.timing import copy_speed, microseconds, microseconds_in_graph, num_bytes, ratios
 from benchmarks.record import show, write
@@ -51,6 +51,8 @@ FORWARD = [
     Size(2048, 1024, 32768),
 ]
 BACKWARD = [Size(2048, 256, 8192), Size(2048, 256, 32768), Size(2048, 256, 32768, "zipf"), Size(8192, 192, 32768)]
+
+TARGETS = [Size(2048, 256, 64), Size(2048, 256, 32768), Size(8192, 192, 32768)]
 
 
 def draw_slots(size: Size) -> Tensor:
@@ -106,10 +108,11 @@ def forward_row(size: Size, copy: float, others: Sequence[LookupPeer] = ()) -> d
         peers: dict[str, float | None] = {"embedding_bag": measure(bag), "gather_einsum": measure(gather_and_einsum)}
         for other in others:
             peers[other.name] = None
-            if other.can_take(size.width, CORES):
-                given = table, slots, weights, size.num_keys
-                check_agreement(f"{other.name}, {size}", other.forward(*other.inputs(*given)), other.ours(*given))
-                peers[other.name] = measure(other.forward, other.inputs)
+            with left_out_if_broken(f"{other.name}, {size},"):
+                if other.can_take(size.width, CORES):
+                    given = table, slots, weights, size.num_keys
+                    check_agreement(other.name, other.forward(*other.inputs(*given)), other.ours(*given))
+                    peers[other.name] = measure(other.forward, other.inputs)
     return row(size, floor, {"ours": ours}, peers)
 
 
@@ -133,25 +136,27 @@ def backward_row(size: Size, copy: float, others: Sequence[LookupPeer] = ()) -> 
     ours = {"ours": measure(lookup), "ours_rows": measure(lookup, sparse=True)}
     peers: dict[str, float | None] = {"gather_einsum": measure(gather_and_einsum)}
     for other in others:
-        given = table.detach(), slots, weights.detach(), size.num_keys
-        peers[other.name] = measure_backward(other, str(size), pooled_gradient, *given)
+        peers[other.name] = None
+        with left_out_if_broken(f"{other.name}'s backward pass, {size},"):
+            peers[other.name] = measure_backward(other, pooled_gradient, table, slots, weights, size.num_keys)
     table = table.detach().float()
     peers["embedding_bag_float32"] = measure(bag, table)
     return row(size, floor, ours, peers)
 
 
 def measure_backward(
-    other: LookupPeer, size: str, gradient: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int
+    other: LookupPeer, gradient: Tensor, table: Tensor, slots: Tensor, weights: Tensor, num_keys: int
 ) -> float | None:
     """The peer's time for all gradients, which must be ours."""
     if not other.can_take(table.shape[1], weights.shape[1]):
         return None
+    table, weights = table.detach(), weights.detach()
     run = other.backward(gradient, *other.inputs(table, slots, weights, num_keys))
     leaves = table.requires_grad_(), weights.requires_grad_()
     pooled = other.ours(leaves[0], slots, leaves[1], num_keys)
     expected = torch.autograd.grad(pooled, leaves, gradient[:, : pooled.shape[1]].contiguous())
     for what, theirs, ours in zip(("table", "weights"), run(), expected, strict=True):
-        check_agreement(f"{other.name}'s gradient of the {what}, {size}", theirs, ours[:, : theirs.shape[1]])
+        check_agreement(f"{other.name}'s gradient of the {what}", theirs, ours[:, : theirs.shape[1]])
     return microseconds(run)
 
 
@@ -168,14 +173,21 @@ def optimizer_row(size: Size, copy: float) -> dict[str, Any]:
         "ours": measure(torch.zeros_like(table), torch.zeros(len(table), 1, device="cuda")),
         "ours_full": measure(wide, wide.clone()),
     }
+    return row(size, 5 * num_bytes(table) / copy, ours, {"adamw_float32": adamw_float32(table)})
+
+
+def adamw_float32(table: Tensor) -> float:
+    """PyTorch's fused step of a table of this size."""
     single = torch.nn.Parameter(table.float())
-    single.grad = gradient.float()
-    adam = torch.optim.AdamW([single], fused=True)
-    return row(size, 5 * num_bytes(table) / copy, ours, {"adamw_float32": microseconds(adam.step)})
+    single.grad = torch.randn_like(single)
+    return microseconds(torch.optim.AdamW([single], fused=True).step)
 
 
-def step_row(size: Size, copy: float) -> dict[str, Any]:
-    """Backward and the whole table's step with the small state: in one pass, and one after the other."""
+def step_row(size: Size, copy: float, others: Sequence[LookupPeer] = ()) -> dict[str, Any]:
+    """Backward and the whole table's step with the small state: in one pass, and one after the other.
+
+    Peers' backward passes are followed by PyTorch's fused AdamW of a float32 table.
+    """
     table, slots, weights = operands(size)
     pooled_gradient = torch.randn(size.tokens, EXPANSION, size.width, device="cuda", dtype=table.dtype)
     first, second = torch.zeros_like(table), torch.zeros(len(table), 1, device="cuda")
@@ -193,7 +205,14 @@ def step_row(size: Size, copy: float) -> dict[str, Any]:
         ops.row_adam(leaf.data, first, second, None, gradient, step=step, **ADAM)
 
     floor = (num_bytes(pooled_gradient, slots, weights, weights) + 4 * num_bytes(table)) / copy
-    return row(size, floor, {"ours": microseconds(together)}, {"apart": microseconds(apart)})
+    ours = {"ours": microseconds(together)}
+    peers: dict[str, float | None] = {"apart": microseconds(apart)}
+    for other in others:
+        peers[f"{other.name}_adamw"] = None
+        with left_out_if_broken(f"{other.name}'s backward pass, {size},"):
+            backward = measure_backward(other, pooled_gradient, table, slots, weights, size.num_keys)
+            peers[f"{other.name}_adamw"] = backward and backward + adamw_float32(table)
+    return row(size, floor, ours, peers)
 
 
 def row(size: Size, floor: float, ours: Mapping[str, float], peers: Mapping[str, float | None]) -> dict[str, Any]:
@@ -211,32 +230,36 @@ def main() -> None:
     arguments = parser.parse_args()
     others: list[LookupPeer] = []
     try:
-        if arguments.authors:
-            others.append(AuthorsLookup(arguments.authors, EXPANSION))
-        if arguments.memory_plus:
-            others.append(MemoryPlusBag(arguments.memory_plus, EXPANSION))
-        measure_all(others)
-    except (MissingPeer, Disagreement) as error:
+        for peer, checkout in ((AuthorsLookup, arguments.authors), (MemoryPlusBag, arguments.memory_plus)):
+            with left_out_if_broken(peer.name):
+                if checkout:
+                    others.append(peer(checkout, EXPANSION))
+    except MissingPeer as error:
         parser.exit(2, f"{error}\n")
-
-
-def measure_all(others: Sequence[LookupPeer]) -> None:
-    """All tables."""
     copy = copy_speed()
     print(f"{torch.cuda.get_device_name()}: copies {copy / 1e6:.2f} TB/s read and written")
-    measurements: list[tuple[str, Sequence[Size], Callable[[Size, float], dict[str, Any]]]] = [
-        ("lookup", FORWARD, partial(forward_row, others=others)),
-        ("lookup_backward", BACKWARD, partial(backward_row, others=others)),
-        ("row_adam", BACKWARD[1:2], optimizer_row),
-        ("lookup_step", BACKWARD, step_row),
-    ]
-    for name, sizes, measure in measurements:
+    tables: list[tuple[str, Sequence[Size], Callable[[Size, float], dict[str, Any]]]]
+    if arguments.authors or arguments.memory_plus:
+        tables = [
+            ("lookup_peers", TARGETS, partial(forward_row, others=others)),
+            ("lookup_backward_peers", TARGETS[1:2], partial(backward_row, others=others)),
+            ("lookup_step_peers", TARGETS[1:2], partial(step_row, others=others)),
+        ]
+    else:
+        tables = [
+            ("lookup", FORWARD, forward_row),
+            ("lookup_backward", BACKWARD, backward_row),
+            ("row_adam", TARGETS[1:2], optimizer_row),
+            ("lookup_step", BACKWARD, step_row),
+        ]
+    for name, sizes, measure in tables:
         rows = []
         for size in sizes:
             rows.append(measure(size, copy))
+            kept = write(rows, name)
             torch.cuda.empty_cache()
         show(rows, title=name.replace("_", " "))
-        print(f"kept in {write(rows, name)}")
+        print(f"kept in {kept}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ cache, which needs nvcc and ninja. Memory Layers at Scale published an embedding
 
 import argparse
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -27,6 +29,17 @@ class MissingPeer(Exception):
 
 class Disagreement(Exception):
     """A peer computes something else than ours on the same inputs."""
+
+
+@contextmanager
+def left_out_if_broken(name: str) -> Iterator[None]:
+    """Others' code may fail in any way: that is said, and whatever else there is to measure is measured."""
+    try:
+        yield
+    except MissingPeer:
+        raise
+    except Exception as error:
+        print(f"{name} is left out: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 class LookupPeer(Protocol):
@@ -166,15 +179,14 @@ class MemoryPlusBag:
 class AuthorsRetrieval:
     """The UltraMem papers' selection: r = 2, m of 32, 64 or 128, at most two cores; bfloat16 scores, not sorted.
 
-    Its second step knows one head, so that heads are further tokens to it and all have the first one's core.
+    Its second step knows one head, so that heads are further tokens to it and all have the first one's core; a launch
+    of it takes fewer than 65536 tokens.
     """
+
+    LAUNCH = 2**15
 
     def __init__(self, checkout: Path) -> None:
         self.kernels = _extension(checkout, "fused_topk")
-
-    def can_take(self, ranks: int, top_k: int, cores: int) -> bool:
-        """Whether its kernels are compiled for that."""
-        return ranks == 2 and top_k in (32, 64, 128) and cores <= 2
 
     def product(self, query: Tensor, keys: Tensor) -> Callable[[], Tensor]:
         """The matrix product of all scores, of which `scores` is what the kernels take."""
@@ -190,17 +202,20 @@ class AuthorsRetrieval:
         """Candidates' scores ``(2, N, H, m, r)`` and keys ``(2, N, H, m)``; filters ``(H, 2, r)``."""
         return self.kernels.fused_einsum_topk_step1(scores, filters.transpose(0, 1).contiguous(), top_k)
 
-    def rescore(self, candidates: Tensor, cores: Tensor, top_k: int) -> Tensor:
-        """Positions ``(N, H, m)`` in the candidates' grid under the first head's cores."""
-        _, tokens, heads, _, _ = candidates.shape
+    def parts(self, candidates: Tensor) -> list[Tensor]:
+        """Candidates' scores as `rescore` takes them: heads as tokens, a launch's tokens each; not timed."""
         one_head = candidates.flatten(1, 2)[:, :, None]
-        _, _, positions = self.kernels.fused_einsum_topk_step2(one_head, cores[0][:, None].contiguous(), top_k)
-        return positions.view(tokens, heads, top_k)
+        return [part.contiguous() for part in one_head.split(self.LAUNCH, dim=1)]
 
-    def recall(self, keys: Tensor, positions: Tensor, slots: Tensor, num_keys: int) -> float:
+    def rescore(self, parts: list[Tensor], cores: Tensor, top_k: int) -> list[Tensor]:
+        """Positions ``(tokens, 1, m)`` of every part in the candidates' grid under the first head's cores."""
+        first = cores[0][:, None].contiguous()
+        return [self.kernels.fused_einsum_topk_step2(part, first, top_k)[2] for part in parts]
+
+    def recall(self, keys: Tensor, positions: list[Tensor], slots: Tensor, num_keys: int) -> float:
         """The share of our slots ``(N, H, m)`` of the first head that it chose too."""
         row, column = keys[:, :, 0].long()
-        best, top_k = positions[:, 0].long(), positions.shape[-1]
+        best, top_k = torch.cat(positions).view_as(slots)[:, 0].long(), slots.shape[-1]
         chosen = row.gather(-1, best // top_k) * num_keys + column.gather(-1, best % top_k)
         return (slots[:, 0, :, None] == chosen[:, None]).any(dim=-1).float().mean().item()
 

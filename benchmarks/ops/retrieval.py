@@ -1,19 +1,19 @@
 """What retrieval costs on a GPU, whole and step by step: ``python -m benchmarks.ops.retrieval``.
 
 The floor is the larger of the products at the speed of a large matrix product and the bytes at the speed of a device
-copy, both measured in the same run. Times are microseconds. With ``--authors PATH`` also what the UltraMem papers' own
-kernels cost, and the share of the exact slots that they find.
+copy, both measured in the same run. Times are microseconds. ``--authors PATH`` puts the UltraMem papers' own kernels,
+and the share of the exact slots that they find, beside ours, at the sizes of the targets.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from benchmarks.ops.peers import AuthorsRetrieval, MissingPeer, add_flags
+from benchmarks.ops.peers import AuthorsRetrieval, MissingPeer, add_flags, left_out_if_broken
 from benchmarks.ops.timing import copy_speed, microseconds, microseconds_in_graph, num_bytes, product_speed, ratios
 from benchmarks.record import show, write
 from ultramem import ops
@@ -37,9 +37,10 @@ class Case(NamedTuple):
         return f"H{self.heads} n{self.keys} r{self.ranks} d{self.width} m{self.top_k}, {self.tokens} tokens"
 
 
+TARGETS = [Case(tokens, width=512) for tokens in (64, 32768)]
 CASES = [
     *(Case(tokens) for tokens in (1, 64, 512, 8192, 32768)),
-    *(Case(tokens, width=512) for tokens in (64, 32768)),
+    *TARGETS,
     Case(32768, keys=2000, width=128),
     Case(32768, heads=1, keys=1138, width=96),
     Case(32768, heads=1, keys=2048, width=96, top_k=42),
@@ -117,41 +118,32 @@ def forward_row(case: Case, product: float, copy: float, authors: AuthorsRetriev
         function = torch.compile(plain, dynamic=False)
         function(*inputs, k)
         peers["compiled"] = microseconds_in_graph(lambda: function(*inputs, k))
-    steps = {} if authors is None else authors_steps(authors, case, inputs)
+    theirs: dict[str, float | None] = {}
     if authors is not None:
-        peers["authors"] = sum(step for step in steps.values() if step) or None
+        theirs = dict.fromkeys(("authors_product_us", "authors_select_us", "authors_rescore_us", "authors_recall"))
+        with left_out_if_broken("authors"):
+            theirs = authors_steps(authors, case, inputs)
+        steps = list(theirs.values())[:3]
+        peers["authors"] = sum(steps) if None not in steps else None
     times |= {f"{name}_us": peer for name, peer in peers.items()}
-    if authors is not None:
-        steps["authors_recall"] = authors_recall(authors, case, inputs)
-    return {"size": str(case)} | times | steps | ratios(time, floor, peers)
+    return {"size": str(case)} | times | theirs | ratios(time, floor, peers)
 
 
 def authors_steps(authors: AuthorsRetrieval, case: Case, inputs: Inputs) -> dict[str, float | None]:
-    """Their product of all scores, and their two kernels."""
-    names = ("authors_product_us", "authors_select_us", "authors_rescore_us")
-    if not authors.can_take(case.ranks, case.top_k, case.cores):
-        return dict.fromkeys(names)
+    """Their product of all scores, their two kernels, and the share of the exact slots that they find."""
     query, keys, filters, cores = inputs
-    scores = authors.scores(query, keys)
-    candidates, _ = authors.select(scores, filters, case.top_k)
-    calls = (
-        authors.product(query, keys),
-        lambda: authors.select(scores, filters, case.top_k),
-        lambda: authors.rescore(candidates, cores, case.top_k),
-    )
-    return {name: microseconds_in_graph(call) for name, call in zip(names, calls, strict=True)}
-
-
-def authors_recall(authors: AuthorsRetrieval, case: Case, inputs: Inputs) -> float | None:
-    """The share of the exact slots that they find."""
-    if not authors.can_take(case.ranks, case.top_k, case.cores):
-        return None
-    query, keys, filters, cores = inputs
-    candidates, chosen_keys = authors.select(authors.scores(query, keys), filters, case.top_k)
-    positions = authors.rescore(candidates, cores, case.top_k)
+    all_scores = authors.scores(query, keys)
+    candidates, chosen_keys = authors.select(all_scores, filters, case.top_k)
+    parts = authors.parts(candidates)
+    positions = authors.rescore(parts, cores, case.top_k)
     scores, indices = ops.select_keys(query, keys, filters, case.top_k)
     _, slots = ops.rescore(scores, indices, cores, case.keys, case.top_k)
-    return authors.recall(chosen_keys, positions, slots, case.keys)
+    return {
+        "authors_product_us": microseconds_in_graph(authors.product(query, keys)),
+        "authors_select_us": microseconds_in_graph(lambda: authors.select(all_scores, filters, case.top_k)),
+        "authors_rescore_us": microseconds_in_graph(lambda: authors.rescore(parts, cores, case.top_k)),
+        "authors_recall": authors.recall(chosen_keys, positions, slots, case.keys),
+    }
 
 
 def backward_row(case: Case, product: float, copy: float) -> dict[str, Any]:
@@ -182,22 +174,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, "--authors")
     arguments = parser.parse_args()
+    authors = None
     try:
-        authors = AuthorsRetrieval(arguments.authors) if arguments.authors else None
+        with left_out_if_broken("authors"):
+            authors = AuthorsRetrieval(arguments.authors) if arguments.authors else None
     except MissingPeer as error:
         parser.exit(2, f"{error}\n")
     product, copy = product_speed(), copy_speed()
     print(f"{torch.cuda.get_device_name()}: products {product / 1e6:.0f} TFLOP/s, copies {copy / 1e6:.2f} TB/s")
-    for name, cases, measure in (
-        ("retrieval", CASES, partial(forward_row, authors=authors)),
-        ("retrieval_backward", BACKWARD, backward_row),
-    ):
+    tables: list[tuple[str, Sequence[Case], Callable[[Case, float, float], dict[str, Any]]]]
+    if arguments.authors:
+        tables = [("retrieval_peers", TARGETS, partial(forward_row, authors=authors))]
+    else:
+        tables = [("retrieval", CASES, forward_row), ("retrieval_backward", BACKWARD, backward_row)]
+    for name, cases, measure in tables:
         rows = []
         for case in cases:
             rows.append(measure(case, product, copy))
+            kept = write(rows, name)
             torch.cuda.empty_cache()
         show(rows, title=name.replace("_", " "))
-        print(f"kept in {write(rows, name)}")
+        print(f"kept in {kept}")
 
 
 if __name__ == "__main__":

@@ -103,16 +103,14 @@ def test_a_lookup_gets_the_same_reads_as_ours(kind, request, monkeypatch):
     peers.check_agreement("forward", peer.forward(*peer.inputs(*given)), peer.ours(*given))
     monkeypatch.setattr(lookup, "microseconds", lambda run: run() and 5.0)
     gradient = torch.randn(5, EXPANSION, WIDTH).bfloat16()
-    assert lookup.measure_backward(peer, "small", gradient, *given) == 5.0
+    assert lookup.measure_backward(peer, gradient, *given) == 5.0
 
 
 def test_widths_without_a_kernel_are_left_out(authors, memory_plus):
     assert not peers.AuthorsLookup(authors, EXPANSION).can_take(24, 2)
     assert not peers.MemoryPlusBag(memory_plus, EXPANSION).can_take(192, 2)
     given = operands()
-    assert (
-        lookup.measure_backward(peers.MemoryPlusBag(memory_plus, 4), "", given[0], given[0][:, :12], *given[1:]) is None
-    )
+    assert lookup.measure_backward(peers.MemoryPlusBag(memory_plus, 4), given[0], given[0][:, :12], *given[1:]) is None
 
 
 def test_another_result_is_not_timed(memory_plus):
@@ -125,10 +123,9 @@ def test_another_result_is_not_timed(memory_plus):
         peers.check_agreement("memory_plus", torch.full_like(wrong, torch.nan), wrong)
 
 
-def test_the_authors_retrieval_finds_the_same_slots(authors):
+def test_the_authors_retrieval_finds_the_same_slots(authors, monkeypatch):
     peer = peers.AuthorsRetrieval(authors)
-    assert peer.can_take(2, 32, 2)
-    assert not peer.can_take(2, 42, 2)
+    monkeypatch.setattr(peer, "LAUNCH", 4)
     torch.manual_seed(0)
     heads, num_keys, k = 2, 20, 4
     query, keys = torch.randn(3, 1, 2, 2, 8), torch.randn(heads, 2, num_keys, 2, 8)
@@ -137,7 +134,9 @@ def test_the_authors_retrieval_finds_the_same_slots(authors):
     product = peer.product(query, keys)().view(2, 2, 3, heads, num_keys)
     torch.testing.assert_close(product.permute(0, 2, 3, 4, 1), scores)
     candidates, chosen = peer.select(scores, filters, k)
-    positions = peer.rescore(candidates, cores, k)
+    parts = peer.parts(candidates)
+    assert [part.shape[1] for part in parts] == [4, 2]  # three tokens of two heads
+    positions = peer.rescore(parts, cores, k)
     ours, indices = ops.select_keys(query, keys, filters, k)
     _, slots = ops.rescore(ours, indices, cores, num_keys, k)
     assert peer.recall(chosen, positions, slots, num_keys) == 1
@@ -171,3 +170,11 @@ def test_a_folder_that_is_no_checkout_is_one_line(module, flag, named, tmp_path,
     assert line.count("\n") == 1
     assert line.startswith(f"{flag} {tmp_path}: there is no ")
     assert named in line
+
+
+def test_a_broken_peer_costs_its_own_numbers_alone(capsys):
+    with peers.left_out_if_broken("authors"):
+        raise RuntimeError("no kernel image is available")
+    assert capsys.readouterr().err == "authors is left out: RuntimeError: no kernel image is available\n"
+    with pytest.raises(peers.MissingPeer), peers.left_out_if_broken("authors"):
+        raise peers.MissingPeer("give a checkout")
