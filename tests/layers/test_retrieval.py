@@ -142,15 +142,21 @@ def test_vectors_are_never_stale(change):
     assert_fresh(changed)
 
 
-def test_one_step_decomposes_once_however_many_layers_came_and_went(monkeypatch):
+def test_a_step_decomposes_all_its_layers_at_once_however_many_came_and_went(monkeypatch):
     for _ in range(3):
         tucker()
     gc.collect()
-    retrieval, calls = tucker(), []
-    monkeypatch.setattr(TuckerRetrieval, "refresh", lambda self: calls.append(self))
-    retrieval.cores.grad = torch.zeros_like(retrieval.cores)
-    torch.optim.SGD([retrieval.cores], lr=0.1).step()
-    assert [id(call) for call in calls] == [id(retrieval)]
+    retrievals, decompose, decomposed = [tucker(), tucker()], torch.linalg.svd, []
+    monkeypatch.setattr(torch.linalg, "svd", lambda cores: decomposed.append(cores) or decompose(cores))
+    cores = [retrieval.cores for retrieval in retrievals]
+    for core in cores:
+        core.grad = torch.randn_like(core)
+    torch.optim.SGD(cores[::-1], lr=0.1).step()
+    torch.testing.assert_close(decomposed, [torch.cat([core.detach().sum(dim=1) for core in cores[::-1]])])
+    together = [retrieval.left_vectors.clone() for retrieval in retrievals]
+    for retrieval, vectors in zip(retrievals, together, strict=True):
+        retrieval.refresh()
+        torch.testing.assert_close(retrieval.left_vectors, vectors)
 
 
 def test_auxiliary_loss_and_its_gradient_are_those_of_the_singular_values():

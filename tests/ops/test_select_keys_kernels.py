@@ -47,12 +47,6 @@ def test_equals_the_reference_ties_included(size, dtype, kernel_device):
     assert_equals_the_reference(*integers(size, dtype, kernel_device))
 
 
-@pytest.mark.parametrize("size", [SMALL[1], SMALL[3]], ids=str)
-def test_many_tokens_equal_the_reference_too(size, kernel_device, monkeypatch):
-    monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
-    assert_equals_the_reference(*integers(size, torch.float16, kernel_device))
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

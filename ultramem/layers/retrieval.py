@@ -3,6 +3,8 @@
 Shapes: N tokens, Q query sets, H heads, n keys a side, r ranks, d width a rank, m chosen slots, h cores.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 from weakref import WeakSet
@@ -132,16 +134,9 @@ class TuckerRetrieval(nn.Module):
         super().__setstate__(state)
         _refresh_after_optimizer_steps(self)
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Recomputes the singular vectors of the summed cores, the leading pair's sign kept continuous."""
-        left, _, right = torch.linalg.svd(_whole(self.cores).sum(dim=1).float())
-        right = right.mT
-        agreement = (left * self.left_vectors + right * self.right_vectors).sum(dim=-2, keepdim=True)
-        sign = torch.where(agreement < 0, -1.0, 1.0)
-        self.left_vectors.copy_(left * sign)
-        self.right_vectors.copy_(right * sign)
-        self._decomposed = self._cores_version()
+        _refresh([self])
 
     def _cores_version(self) -> tuple[int, int]:
         if isinstance(self.cores, DTensor):
@@ -199,12 +194,29 @@ def _register_hook() -> None:
 
 
 def _refresh_stepped(optimizer: torch.optim.Optimizer, *_) -> None:
-    # In the optimizer's order: processes that have parts of the cores must refresh them in the same one.
+    # In the optimizer's order: processes that have parts of the cores must ask for them in the same one.
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     stepped = {id(parameter): number for number, parameter in enumerate(parameters)}
-    for retrieval in sorted(_live, key=lambda retrieval: stepped.get(id(retrieval.cores), -1)):
-        if id(retrieval.cores) in stepped:
-            retrieval.refresh()
+    retrievals = [retrieval for retrieval in _live if id(retrieval.cores) in stepped]
+    _refresh(sorted(retrievals, key=lambda retrieval: stepped[id(retrieval.cores)]))
+
+
+@torch.no_grad()
+def _refresh(retrievals: Sequence[TuckerRetrieval]) -> None:
+    # As many as are alike at a time: every decomposition waits for the GPU once.
+    alike = defaultdict(list)
+    for retrieval in retrievals:
+        core = _whole(retrieval.cores).sum(dim=1).float()
+        alike[core.shape[-1], core.device].append((retrieval, core))
+    for pairs in alike.values():
+        lefts, _, rights = torch.linalg.svd(torch.cat([core for _, core in pairs]))
+        heads = [len(core) for _, core in pairs]
+        for (retrieval, _), left, right in zip(pairs, lefts.split(heads), rights.mT.split(heads), strict=True):
+            agreement = (left * retrieval.left_vectors + right * retrieval.right_vectors).sum(dim=-2, keepdim=True)
+            sign = torch.where(agreement < 0, -1.0, 1.0)
+            retrieval.left_vectors.copy_(left * sign)
+            retrieval.right_vectors.copy_(right * sign)
+            retrieval._decomposed = retrieval._cores_version()
 
 
 def _whole(tensor: Tensor) -> Tensor:

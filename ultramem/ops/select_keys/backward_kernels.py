@@ -26,7 +26,7 @@ def _grad_query_kernel(
     heads_of_a_set,
     num_keys,
     width,
-    padded_width,
+    padded_width_8,
     k,
     HEADS: tl.constexpr,
     RANKS: tl.constexpr,
@@ -34,6 +34,7 @@ def _grad_query_kernel(
     WIDTH: tl.constexpr,
 ):
     """The gradient of one query slice: one token, query set, side and rank."""
+    padded_width = padded_width_8 * 8
     program = tl.program_id(0).to(tl.int64)
     rank = program % RANKS
     side = program // RANKS % 2
@@ -65,7 +66,7 @@ def _grad_keys_kernel(
     num_query_sets,
     num_keys,
     width,
-    padded_width,
+    padded_width_8,
     K: tl.constexpr,
     SIDES_OF_HEADS: tl.constexpr,
     RANKS: tl.constexpr,
@@ -73,6 +74,7 @@ def _grad_keys_kernel(
     WIDTH: tl.constexpr,
 ):
     """The gradient of one key in one rank."""
+    padded_width = padded_width_8 * 8
     program = tl.program_id(0).to(tl.int64)
     rank = program % RANKS
     key = program // RANKS
@@ -99,8 +101,8 @@ def select_keys_backward(grad_scores: Tensor, indices: Tensor, query: Tensor, ke
     """Gradients of query and keys from the scores of the chosen keys."""
     grad_scores, indices = grad_scores.contiguous(), indices.contiguous()
     return (
-        _grad_query(grad_scores, indices, query, keys.contiguous()),
-        _grad_keys(grad_scores, indices, query.contiguous(), keys),
+        _grad_query(grad_scores, indices, query, keys),
+        _grad_keys(grad_scores, indices, query, keys),
     )
 
 
@@ -121,7 +123,7 @@ def _grad_query(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tenso
         heads // num_query_sets,
         num_keys,
         width,
-        padded_keys.shape[-1],
+        padded_keys.shape[-1] // 8,
         indices.shape[-1],
         HEADS=heads,
         RANKS=ranks,
@@ -152,7 +154,7 @@ def _grad_keys(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tensor
         query.shape[1],
         num_keys,
         width,
-        padded_query.shape[-1],
+        padded_query.shape[-1] // 8,
         K=indices.shape[-1],
         SIDES_OF_HEADS=sides,
         RANKS=ranks,

@@ -18,8 +18,6 @@ GROUP: tl.constexpr = tl.constexpr(8)
 # Filter scores are kept for as many tokens at a time as fit in it. A few thousand tokens fill a large GPU; ever more
 # memory gains a few percent, and scores that would fit in the L2 cache lose half the speed to launches and tails.
 WORKSPACE_BYTES = 2**29
-# Up to here a launch more costs more than narrow loads.
-FEW_TOKENS = 256
 
 
 @triton.jit
@@ -39,7 +37,7 @@ def _nth_rank(filter_ptr, step, RANKS: tl.constexpr):
 
 @triton.jit
 def _filter_kernel(
-    query_ptr,  # (N, Q, 2, r, d)
+    query_ptr,  # (N, Q, 2, r, d); d = 8 width_8, so that the compiler knows how rows are aligned
     keys_ptr,  # (H, 2, n, r, d)
     filter_ptr,  # (H, 2, r) float32
     filter_scores_ptr,  # (N, H, 2, padded n) float32
@@ -48,7 +46,7 @@ def _filter_kernel(
     num_query_sets,
     num_keys,
     num_groups,
-    width,
+    width_8,
     SIDES_OF_HEADS: tl.constexpr,
     RANKS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -56,6 +54,7 @@ def _filter_kernel(
     WIDTH: tl.constexpr,
 ):
     """One tile of filter scores: TOKENS x KEYS of one side of one head."""
+    width = width_8 * 8
     key_tiles = tl.cdiv(num_keys, KEYS)
     token_tiles = tl.cdiv(num_tokens, TOKENS)
     program = tl.program_id(0)
@@ -119,7 +118,7 @@ def _select_kernel(
     num_query_sets,
     num_keys,
     num_groups,
-    width,
+    width_8,
     k,
     SIDES_OF_HEADS: tl.constexpr,
     RANKS: tl.constexpr,
@@ -129,6 +128,7 @@ def _select_kernel(
     WIDTH: tl.constexpr,
 ):
     """The k best keys of one token on one side of one head."""
+    width = width_8 * 8
     row = tl.program_id(0).to(tl.int64)
     side_of_head = row % SIDES_OF_HEADS
     indices_row = indices_ptr + row * k
@@ -196,9 +196,7 @@ def select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) -> 
     """See `ultramem.ops.select_keys`."""
     num_tokens = query.shape[0]
     heads, _, num_keys, ranks, _ = keys.shape
-    query, keys, filter_vectors = query.contiguous(), keys.contiguous(), filter_vectors.float().contiguous()
-    if num_tokens > FEW_TOKENS:
-        query, keys = aligned(query), aligned(keys)
+    query, keys, filter_vectors = aligned(query), aligned(keys), filter_vectors.float().contiguous()
     scores = torch.empty(num_tokens, heads, 2, ranks, k, dtype=torch.float32, device=query.device)
     indices = torch.empty(num_tokens, heads, 2, k, dtype=torch.int64, device=query.device)
     padded_keys = triton.cdiv(num_keys, GROUP.value) * GROUP.value
@@ -212,8 +210,9 @@ def select_keys(query: Tensor, keys: Tensor, filter_vectors: Tensor, k: int) -> 
 
 
 def aligned(rows: Tensor) -> Tensor:
-    """Rows of a multiple of 16 numbers: a thread loads 16 bytes at once. Zeros add nothing to a product."""
-    return F.pad(rows, (0, -rows.shape[-1] % 16)) if rows.shape[-1] % 16 else rows
+    """Rows of a multiple of 8 numbers, as wide loads need them; the zeros behind add nothing to a product."""
+    rows = rows.contiguous()
+    return F.pad(rows, (0, -rows.shape[-1] % 8)) if rows.shape[-1] % 8 else rows
 
 
 def _filter(query: Tensor, keys: Tensor, filter_vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +233,7 @@ def _filter(query: Tensor, keys: Tensor, filter_vectors: Tensor) -> tuple[Tensor
         num_query_sets,
         num_keys,
         num_groups,
-        width,
+        width // 8,
         SIDES_OF_HEADS=heads * 2,
         RANKS=ranks,
         **tile,
@@ -247,7 +246,7 @@ def _filter_tile(num_tokens: int, dtype: torch.dtype) -> dict[str, int]:
         return dict(TOKENS=64, KEYS=64, WIDTH=32, num_warps=4, num_stages=3)
     if num_tokens <= 16:
         return dict(TOKENS=16, KEYS=64, WIDTH=128, num_warps=4, num_stages=4)
-    if num_tokens <= FEW_TOKENS:
+    if num_tokens <= 256:
         return dict(TOKENS=64, KEYS=64, WIDTH=64, num_warps=4, num_stages=4)
     return dict(TOKENS=128, KEYS=256, WIDTH=64, num_warps=8, num_stages=4)
 
@@ -275,7 +274,7 @@ def _select(
         num_query_sets,
         num_keys,
         num_groups,
-        width,
+        width // 8,
         k,
         SIDES_OF_HEADS=heads * 2,
         RANKS=ranks,
@@ -288,7 +287,7 @@ def _select_blocks(num_tokens: int, num_groups: int, k: int, width: int) -> dict
     candidates = triton.next_power_of_2(min(k, num_groups) * GROUP.value)
     k_block = triton.next_power_of_2(k)
     # A warp alone needs no barriers; small batches have too few rows to hide a warp's latency.
-    num_warps = min(8, max(1 if num_tokens > FEW_TOKENS else 4, max(groups, candidates) // 512, k_block // 32))
+    num_warps = min(8, max(1 if num_tokens > 256 else 4, max(groups, candidates) // 512, k_block // 64))
     return dict(
         GROUPS=groups,
         CANDIDATES=candidates,
