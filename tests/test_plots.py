@@ -40,6 +40,12 @@ def test_runs_are_drawn_beside_their_mean():
     assert len(list(svg.iter("polyline"))) == 3
 
 
+def test_the_axis_has_room_for_single_runs():
+    svg = draw(Series("a", [(1, 2.0), (2, 1.0)], runs=[[(1, 0.0), (2, 0.5)], [(1, 4.0), (2, 1.5)]]))
+    corners = [corner.split(",") for line in svg.iter("polyline") for corner in line.get("points").split()]
+    assert all(0 <= float(y) <= HEIGHT for _, y in corners)
+
+
 def test_more_lines_than_colours_differ_by_dashes():
     styles = [
         line.get("style") for line in draw(*(Series(str(n), [(0, 2.0), (1, n)]) for n in range(10))).iter("polyline")

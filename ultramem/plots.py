@@ -128,8 +128,9 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 def _axes(series: Sequence[Series], leave_out: float) -> tuple[float, list[float]]:
     """Where the x axis ends and what the y axis shows."""
-    x_end = max(x for line in series for x, _ in line.points)
-    y_values = [y for line in series for x, y in line.points if x >= leave_out * x_end]
+    points = [point for line in series for drawn in (line.points, *line.runs) for point in drawn]
+    x_end = max(x for x, _ in points)
+    y_values = [y for x, y in points if x >= leave_out * x_end]
     return x_end, nice_ticks(min(y_values), max(y_values))
 
 

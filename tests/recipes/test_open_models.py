@@ -1,9 +1,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ultramem import recipes
 from ultramem.accounting import count_active_parameters, count_parameters
+from ultramem.layers import Table
+from ultramem.models.branches import memory_layer, memory_tables
+from ultramem.recipes.registry import with_model
 
 TRUNK_LAYERS, HIDDEN = 20, 768
 ATTENTION = 4 * HIDDEN**2
@@ -55,6 +59,17 @@ def test_the_larger_model_has_olmoes_size():
     # OLMoE-1B-7B: 6.9B parameters, 1.3B active.
     assert count_parameters(recipes.get("ultramemv2-1b").model).total == pytest.approx(6.92e9, rel=0.01)
     assert active_with_embeddings("ultramemv2-1b") == pytest.approx(1.28e9, rel=0.01)
+
+
+def test_the_first_memory_starts_with_scores_of_mean_one_and_the_variance_of_a_branch():
+    """Equation 26 at the published sizes; tests/layers measures it at others."""
+    torch.manual_seed(0)
+    model = with_model(recipes.get("ultramemv2-227m"), memory_units=["1:1"]).model
+    layer, (table,) = memory_layer(model, 0), memory_tables(model, Table)
+    with torch.no_grad():
+        output = layer(torch.randn(1, 256, HIDDEN), table)
+    assert output.values.mean().item() == pytest.approx(1, rel=0.10)
+    assert output.hidden_states.std().item() == pytest.approx((2 * TRUNK_LAYERS) ** -0.5, rel=0.15)
 
 
 def test_values_learn_four_times_faster_at_first_or_as_fast_as_the_rest():
