@@ -1,10 +1,14 @@
 """Decoding with static shapes: on a CPU all but the capture, on a GPU the graph itself."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.utils._pytree import tree_unflatten
 from transformers import StaticCache
 from transformers.generation import CompileConfig
 
+from ultramem.models.cache_keyword import cache_keyword
 from ultramem.models.decoding import DecodeGraph, unchanged
 
 
@@ -37,6 +41,19 @@ def test_generate_uses_a_graph_unless_told_to_compile(build, monkeypatch):
     assert isinstance(model.get_compiled_call(None), DecodeGraph)
     monkeypatch.setattr(torch, "compile", lambda function, **options: options)
     assert model.get_compiled_call(CompileConfig())["mode"] == "reduce-overhead"
+
+
+def test_a_graph_takes_the_cache_by_the_name_that_transformers_gives_it(build, tokens, monkeypatch):
+    def run_instead(step, cache, leaves, structure):
+        step._leaves, step._graph = leaves, SimpleNamespace(replay=lambda: None)
+        step._output = step.model(past_key_values=cache, **tree_unflatten(leaves, structure))
+
+    monkeypatch.setattr(DecodeGraph, "_capture", run_instead)
+    model = build("ultramem")
+    cache, first = prefilled(model, tokens)
+    logits = DecodeGraph(model)(input_ids=first, **cache_keyword(cache)).logits
+    cache, first = prefilled(model, tokens)
+    assert logits.equal(model(first, past_key_values=cache).logits)
 
 
 @pytest.mark.slow

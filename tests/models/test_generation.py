@@ -1,8 +1,12 @@
 """Decoding with the caches of transformers: keys, values and the state of the memory layers' convolutions."""
 
+from inspect import signature
+
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, LlamaForCausalLM, StaticCache
+
+from ultramem.models.cache_keyword import CACHE_KEYWORD, cache_keyword
 
 WITH_CONVOLUTION = ("ultramem", "pkm-ladder", "ultramem-v2-ring", "peer-block")
 
@@ -18,7 +22,7 @@ def test_cached_logits_equal_uncached_ones(build, tokens, member, pieces):
     cache, logits = None, []
     for piece in tokens.split(pieces, dim=1):
         output = model(piece, past_key_values=cache)
-        cache = output.past_key_values
+        cache = output[CACHE_KEYWORD]
         logits.append(output.logits)
     assert_same(torch.cat(logits, dim=1), model(tokens, use_cache=False).logits)
 
@@ -90,3 +94,35 @@ def test_speculation_rolls_the_cache_back(build, tokens, name):
     plain = model.generate(tokens[:1], max_new_tokens=8, do_sample=False)
     guessed = model.generate(tokens[:1], max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
     assert guessed.tolist() == plain.tolist()
+
+
+@torch.no_grad()
+def test_a_cache_has_the_name_that_transformers_gives_it(build, tokens):
+    assert CACHE_KEYWORD in signature(LlamaForCausalLM.forward).parameters
+    model = build("ultramem")
+    expected = model(tokens, use_cache=False).logits[:, 6:]
+    for takes_it in (model, model.model):
+        cache = DynamicCache(config=model.config)
+        assert takes_it(tokens[:, :6], **cache_keyword(cache))[CACHE_KEYWORD] is cache
+        assert_same(model(tokens[:, 6:], **cache_keyword(cache)).logits, expected)
+    cache = DynamicCache(config=model.config)
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    generated = model.generate(tokens, **settings, **cache_keyword(cache), return_dict_in_generate=True)
+    assert generated[CACHE_KEYWORD] is cache
+    assert generated.sequences.equal(model.generate(tokens, **settings))
+
+
+@pytest.mark.parametrize("name", ["dense", "ultramem-v2", "memory-plus"])
+@pytest.mark.parametrize("number", [1, 3])
+def test_continuous_batching_answers_each_prompt_as_if_alone(build, tokens, name, number):
+    model = build(name)
+    prompts = [tokens[row, : 5 + row].tolist() for row in range(number)]
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 60, "pad_token_id": 0}
+    answers = model.generate_batch(
+        prompts,
+        generation_config=GenerationConfig(**settings),
+        continuous_batching_config=ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=32),
+    )
+    for prompt, answer in zip(prompts, answers.values(), strict=True):
+        alone = model.generate(torch.tensor([prompt]), **settings)[0]
+        assert prompt + answer.generated_tokens == alone.tolist()

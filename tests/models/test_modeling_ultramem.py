@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM, Trainer, TrainingArguments
 
 from ultramem import MemoryOutput
+from ultramem.models.cache_keyword import CACHE_KEYWORD
 from ultramem.optim import parameter_groups
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
@@ -67,7 +68,7 @@ def test_only_what_is_asked_for_is_returned(build, tokens):
     assert model(tokens).loss is None
     with_loss = model(tokens, labels=tokens)
     assert with_loss.logits is None
-    assert with_loss.past_key_values is None
+    assert CACHE_KEYWORD not in with_loss
     assert with_loss.memory is None
     torch.testing.assert_close(model(tokens, labels=tokens, logits_to_keep=2).logits, model(tokens).logits[:, -2:])
     positions = torch.tensor([0, 4])

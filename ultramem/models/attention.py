@@ -5,6 +5,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
+from ultramem.models.cache_keyword import takes_cache_keyword
 from ultramem.models.configuration_ultramem import UltraMemConfig
 
 
@@ -50,6 +51,7 @@ class Attention(nn.Module):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         nn.init.normal_(self.o_proj.weight, std=output_gain * self.o_proj.in_features**-0.5)
 
+    @takes_cache_keyword
     def forward(
         self,
         hidden_states: Tensor,
@@ -79,11 +81,12 @@ class Attention(nn.Module):
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+            key, value = past_key_values.update(key, value, self.layer_idx, kwargs=kwargs)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         same_mask = attention_mask is None or attention_mask.shape[1] == 1
-        grouped = length == 1 and self.config._attn_implementation == "sdpa" and same_mask
+        paged = "cache" in kwargs  # up to transformers 5.23 the kernel extends such a cache, by the block's number
+        grouped = length == 1 and self.config._attn_implementation == "sdpa" and same_mask and not paged
         if grouped:  # the heads of a group are to their keys as so many tokens: no key is copied for every head
             query = query.reshape(batch, -1, self.num_key_value_groups, self.head_dim)
         attended, _ = attend(

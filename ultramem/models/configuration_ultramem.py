@@ -16,6 +16,7 @@ from transformers.utils.type_validators import positive_int_field
 
 from ultramem.layers.peer import ACTIVATIONS
 from ultramem.layers.retrieval import MAX_CANDIDATES
+from ultramem.models.cache_keyword import CACHE_KEYWORD
 
 FEED_FORWARDS = ("swiglu", "gelu", "moe")
 MEMORIES = ("ultramem", "ultramem_v2", "pkm", "memory_plus", "peer")
@@ -91,7 +92,7 @@ class UltraMemConfig(PreTrainedConfig):
     """
 
     model_type = "ultramem"
-    keys_to_ignore_at_inference = ["past_key_values", "cross_entropy", "auxiliary_loss", "memory"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [CACHE_KEYWORD, "cross_entropy", "auxiliary_loss", "memory"]  # noqa: RUF012
 
     vocab_size: int = positive_int_field(default=32000)
     """Number of tokens that the embedding and the output layer know."""

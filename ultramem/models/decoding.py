@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from ultramem.layers.kept import Kept
+from ultramem.models.cache_keyword import takes_cache_keyword
 
 
 class DecodeGraph:
@@ -38,6 +39,7 @@ class DecodeGraph:
         self.model = model
         self._key: Any = None
 
+    @takes_cache_keyword
     @torch.no_grad()
     def __call__(self, *, past_key_values: Cache, **inputs) -> ModelOutput:
         """One step; see `ultramem.UltraMemForCausalLM.forward` for the arguments."""

@@ -27,6 +27,7 @@ from ultramem.layers.query import Context, ConvState
 from ultramem.layers.tables import Table
 from ultramem.models.attention import Attention
 from ultramem.models.branches import feed_forward, memory_layer, memory_tables
+from ultramem.models.cache_keyword import CACHE_KEYWORD, cache_keyword, takes_cache_keyword
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.decoding import DecodeGraph
 from ultramem.models.loss import NextTokenLoss
@@ -75,7 +76,7 @@ class UltraMemPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = [CACHE_KEYWORD]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -144,6 +145,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_cache_keyword
     @can_return_tuple
     @merge_with_config_defaults
     def forward(
@@ -164,7 +166,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
             input_ids: `(B, T)` int64; or else `inputs_embeds`.
             attention_mask: `(B, past + T)`, 0 at padding; or what `create_masks_for_generate` makes of it.
             position_ids: `(B, T)`; counted on from the cache when None.
-            past_key_values: the cache of the tokens before.
+            past_key_values: the cache of the tokens before; from transformers 5.24 on it may be called `cache`.
             inputs_embeds: `(B, T, D)`.
             use_cache: make and return a cache; `config.use_cache` when None.
             output_hidden_states: return the input of every block; `config.output_hidden_states` when None.
@@ -192,8 +194,8 @@ class UltraMemModel(UltraMemPreTrainedModel):
                 config=self.config,
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
+                **cache_keyword(past_key_values),
             )
         )
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
@@ -212,7 +214,7 @@ class UltraMemModel(UltraMemPreTrainedModel):
                 hidden_states,
                 position_embeddings=position_embeddings,
                 attention_mask=masks["full_attention"],
-                past_key_values=past_key_values,
+                **cache_keyword(past_key_values),
                 **kwargs,
             )
             if block_loss is not None:
@@ -241,9 +243,9 @@ class UltraMemModel(UltraMemPreTrainedModel):
         return UltraMemModelOutput(
             last_hidden_state=hidden_states,
             auxiliary_loss=torch.stack(auxiliary_losses).sum(),
-            past_key_values=past_key_values,
             hidden_states=(*inputs, hidden_states) if output_hidden_states else None,
             memory=tuple(memory[unit] for unit in range(len(memory))) if output_memory else None,
+            **cache_keyword(past_key_values),
         )
 
     def _read_memory(
@@ -297,6 +299,7 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
         self.next_token_loss = NextTokenLoss()
         self.post_init()
 
+    @takes_cache_keyword
     @can_return_tuple
     def forward(
         self,
@@ -318,7 +321,7 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
             input_ids: `(B, T)` int64; or else `inputs_embeds`.
             attention_mask: `(B, past + T)`, 0 at padding.
             position_ids: `(B, T)`; counted on from the cache when None.
-            past_key_values: the cache of the tokens before.
+            past_key_values: the cache of the tokens before; from transformers 5.24 on it may be called `cache`.
             inputs_embeds: `(B, T, D)`.
             labels: `(B, T)` int64, the same tokens as `input_ids`: they are shifted here. -100 is not predicted.
             use_cache: make and return a cache; when None, `config.use_cache` without labels, else no.
@@ -356,9 +359,9 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
             logits=logits,
             cross_entropy=cross_entropy,
             auxiliary_loss=outputs.auxiliary_loss,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             memory=outputs.memory,
+            **cache_keyword(getattr(outputs, CACHE_KEYWORD)),
         )
 
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable:
