@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.study.ladder import PAPER
-from benchmarks.study.results import Results
 from benchmarks.study.sections import loss_in, training_seconds
 from benchmarks.study.speed import Line, kept_lines
-from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, mean_of, short_name
+from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, kept_runs, mean_of, short_name
 
 
 class Kept(NamedTuple):
@@ -19,7 +18,7 @@ class Kept(NamedTuple):
 
     def runs(self, experiment: str) -> list[Row]:
         """Runs of one experiment."""
-        return Results(experiment, self.folder, self.folder).rows()
+        return kept_runs(experiment, self.folder)
 
     def lines(self, name: str) -> list[Line]:
         """Rows of one benchmark."""

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.study.questions import ask
 from benchmarks.study.results import KEPT, Results
 from benchmarks.study.scales import SCALES, Scale
-from benchmarks.study.schedule import Afterwards, Wanted, make
+from benchmarks.study.schedule import Afterwards, Wanted, by_model, make
 from ultramem.train.config import TrainConfig
 
 QUESTIONS_OF_A_SET = 1000
@@ -54,7 +54,7 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder made by `ultramem prepare`")
     parser.add_argument("--out", type=Path, default=KEPT, help="folder of the results; begins with what is kept")
     parser.add_argument("--seconds", type=float, default=math.inf, help="end within this time")
-    parser.add_argument("--side-by-side", type=int, default=1, help="how many runs at a time, each in a process")
+    parser.add_argument("--side-by-side", type=int, default=1, help="how many models at a time, each in a process")
     return parser
 
 
@@ -82,10 +82,11 @@ def lacking(
     *,
     tokens: int | None = None,
     seeds: Sequence[int] = (0,),
-    alone: bool = False,
     afterwards: Afterwards | None = None,
-) -> Iterator[Wanted]:
-    """Those runs of an experiment that are not among its results."""
+) -> list[list[Wanted]]:
+    """Those runs of an experiment that are not among its results, those of one model together."""
     scale = SCALES[scale_name]
-    for config in results.missing(runs(scale, tokens or scale.tokens, results, seeds)):
-        yield Wanted(results, config, data, scale.seconds(config), {"scale": scale_name}, afterwards, alone)
+    return by_model(
+        Wanted(results, config, data, scale.seconds(config), {"scale": scale_name}, afterwards)
+        for config in results.missing(runs(scale, tokens or scale.tokens, results, seeds))
+    )

@@ -22,7 +22,7 @@ RIVALS = ("dense", "moe", "ultramem", "pkm", "moe-fine", "ultramem-v2", "memory-
 def runs(
     scale: Scale, tokens: int, results: Results, seeds: Sequence[int], rivals: Sequence[str] = RIVALS
 ) -> Iterator[TrainConfig]:
-    """All rivals with the first seed, then with the next."""
+    """All rivals, then with the next seed."""
     rates = results.of(SWEEP)
     for seed in seeds:
         for rival in rivals:

@@ -6,7 +6,7 @@ twice as many people are told of in twice as large batches. --data is a folder f
 python -m benchmarks.study.knowledge --data data/people
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -19,7 +19,7 @@ from benchmarks.study.biographies import people, write_corpus
 from benchmarks.study.command import parser_of
 from benchmarks.study.recall import quiz
 from benchmarks.study.results import Results
-from benchmarks.study.schedule import Wanted, make
+from benchmarks.study.schedule import Wanted, by_model, make
 from ultramem import recipes
 from ultramem.data.prepare import prepare
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
@@ -102,13 +102,21 @@ def ask(model: UltraMemForCausalLM, num_people: int, data: Path) -> dict[str, An
 
 def lacking(
     results: Results, folder: Path, numbers: Sequence[int] = NUMBERS_OF_PEOPLE, seeds: Sequence[int] = (0,)
-) -> Iterator[Wanted]:
-    """Those runs that are not among the results, fewest people first."""
-    for seed, num_people in product(seeds, numbers):
-        data = prepared(folder, num_people)
-        for config in results.missing(rival(name, num_people, seed) for name in RIVALS):
-            seconds = config.steps * STEP_MILLISECONDS / 1e3
-            yield Wanted(results, config, data, seconds, {}, partial(ask, num_people=num_people, data=data))
+) -> list[list[Wanted]]:
+    """Those runs that are not among the results, those of one model together, fewest people first."""
+    return by_model(
+        Wanted(
+            results,
+            config,
+            data,
+            config.steps * STEP_MILLISECONDS / 1e3,
+            {},
+            partial(ask, num_people=num_people, data=data),
+        )
+        for seed, num_people in product(seeds, numbers)
+        for data in [prepared(folder, num_people)]
+        for config in results.missing(rival(name, num_people, seed) for name in RIVALS)
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,12 +1,12 @@
 """Learning rates from short runs: the trunk's for each rival, then the tables' multiple and its horizon for UltraMem.
 
-Dense and UltraMem are tried at all of the scale's rates. The others are tried at the two that served the nearest of
-these best: dense for the experts, UltraMem for what has a memory.
+A rival is tried at the scale's rates; where the best of them is the highest or the lowest, at twice or half of it too.
 
 python -m benchmarks.study.learning_rates --data data/docs --scale gpu-15m
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,48 +17,61 @@ from ultramem.train.config import TrainConfig
 
 EXPERIMENT = "learning_rates"
 SHARE_OF_TOKENS = 2  # a sweep's run is half as long
+RIVALS = ("dense", "ultramem", "moe", "pkm", "ultramem-v2", "memory-plus", "moe-fine")
 TABLE_MULTIPLIERS = (1.0, 3.0)  # beside the recipe's own
-SWEPT_FIRST = ("dense", "ultramem")
-SWEPT_AFTERWARDS = {
-    "moe": "dense",
-    "pkm": "ultramem",
-    "ultramem-v2": "ultramem",
-    "memory-plus": "ultramem",
-    "moe-fine": "dense",
-}
-RATES_AFTERWARDS = 2
+MOST_RATES = 6
 
 
 def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
-    """Dense and UltraMem; when these are there, UltraMem's tables at its best rate and the other rivals."""
+    """The rivals; UltraMem's tables as soon as its learning rate is known."""
     tokens //= SHARE_OF_TOKENS
+    rows = results.rows()
     for seed in seeds:
-        first = [run for rival in SWEPT_FIRST for run in trunk_rates(scale, rival, tokens, seed, scale.learning_rates)]
-        yield from first
-        if any(results.missing(first)):
-            return
-        ultramem = scale.recipe("ultramem")
-        (best,) = best_rates(scale, "ultramem", results, 1)
-        for start in TABLE_MULTIPLIERS:
-            yield variant(scale, ultramem, tokens, seed, learning_rate=best, table_multiplier_start=start)
-        horizon = scale.fit(ultramem, tokens).steps // 3
-        yield variant(scale, ultramem, tokens, seed, learning_rate=best, table_horizon_steps=horizon)
-        for rival, nearest in SWEPT_AFTERWARDS.items():
-            rates = best_rates(scale, nearest, results, RATES_AFTERWARDS)
-            yield from trunk_rates(scale, rival, tokens, seed, rates)
+        for rival in RIVALS:
+            recipe = scale.recipe(rival)
+            losses = losses_by_rate(rows, recipe.name)
+            rates = trunk_rates(scale.learning_rates, losses)
+            for rate in rates:
+                yield variant(scale, recipe, tokens, seed, learning_rate=rate)
+            if rival == "ultramem" and set(rates) <= set(losses):
+                best = min(rates, key=losses.__getitem__)
+                for start in TABLE_MULTIPLIERS:
+                    yield variant(scale, recipe, tokens, seed, learning_rate=best, table_multiplier_start=start)
+                horizon = scale.fit(recipe, tokens).steps // 3
+                yield variant(scale, recipe, tokens, seed, learning_rate=best, table_horizon_steps=horizon)
 
 
-def best_rates(scale: Scale, rival: str, results: Results, count: int) -> list[float]:
-    """The learning rates that served a rival best, the best first."""
-    rows = [row for row in results.rows() if row["name"] == f"{scale.family}-{rival}"]
-    rows.sort(key=lambda row: row["validation_loss"])
-    return list(dict.fromkeys(row["settings"]["optimizer"]["learning_rate"] for row in rows))[:count]
+def losses_by_rate(rows: list[dict[str, Any]], name: str) -> dict[float, float]:
+    """The lowest validation loss of a recipe's runs at each learning rate."""
+    losses: dict[float, float] = {}
+    for row in rows:
+        if row["name"] == name:
+            rate = row["settings"]["optimizer"]["learning_rate"]
+            losses[rate] = min(row["validation_loss"], losses.get(rate, math.inf))
+    return losses
 
 
-def trunk_rates(scale: Scale, rival: str, tokens: int, seed: int, rates: Sequence[float]) -> Iterator[TrainConfig]:
-    """One rival at each of some learning rates."""
-    for rate in rates:
-        yield variant(scale, scale.recipe(rival), tokens, seed, learning_rate=rate)
+def trunk_rates(first: Sequence[float], losses: Mapping[float, float]) -> list[float]:
+    """The learning rates to try: so many that the best lies between two others, as far as the losses tell.
+
+    Example:
+        >>> trunk_rates([0.1, 0.2], {})
+        [0.1, 0.2]
+        >>> trunk_rates([0.1, 0.2], {0.1: 3.0, 0.2: 2.0})
+        [0.1, 0.2, 0.4]
+        >>> trunk_rates([0.1, 0.2], {0.1: 3.0, 0.2: 2.0, 0.4: 4.0})
+        [0.1, 0.2, 0.4]
+    """
+    rates = sorted(first)
+    while set(rates) <= set(losses) and len(rates) < MOST_RATES:
+        best = min(rates, key=losses.__getitem__)
+        if best == rates[-1]:
+            rates.append(2 * best)
+        elif best == rates[0]:
+            rates.insert(0, best / 2)
+        else:
+            break
+    return rates
 
 
 def variant(scale: Scale, config: TrainConfig, tokens: int, seed: int, **optimizer: Any) -> TrainConfig:

@@ -9,9 +9,9 @@ from pathlib import Path
 from benchmarks.study import sections
 from benchmarks.study.caveats import caveats
 from benchmarks.study.ladder_section import ladder
-from benchmarks.study.results import KEPT, Results
+from benchmarks.study.results import KEPT
 from benchmarks.study.speed import speed
-from benchmarks.study.tables import Row, Section, by_scale, provenance
+from benchmarks.study.tables import Row, Section, by_scale, kept_runs, provenance
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/results.md"
@@ -27,8 +27,8 @@ TITLES = {
     "knowledge": "Stored facts",
 }
 EXPLANATIONS = {
-    "equal_compute": "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are of "
-    "runs that had the machine to themselves; a loss in the dense model's time is that of a run on its way, whose "
+    "equal_compute": "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are "
+    "of steps that had the machine to themselves; a loss in the dense model's time is that of a run on its way, whose "
     "learning rate has not come down.",
     "dense_equivalent": "Larger dense models on the same tokens; the size between two of them is interpolated.",
     "table_size": "UltraMem with fewer rows, and as many parameters in its matrices.",
@@ -48,7 +48,7 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
     plots: dict[str, str] = {}
     for experiment, title in TITLES.items():
         command = f"`python -m benchmarks.study.{experiment}`"
-        rows = Results(experiment, kept, kept).rows()
+        rows = kept_runs(experiment, kept)
         if not rows:
             parts.append(f"### {title}\n\n{EXPLANATIONS[experiment]} {NOT_MEASURED}: {command}.\n")
         for of_scale in by_scale(rows):
@@ -74,7 +74,7 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
 
 def _section(experiment: str, rows: list[Row], kept: Path) -> Section:
     if experiment == "dense_equivalent":
-        rivals = [row for row in Results("equal_compute", kept).rows() if row["scale"] == rows[0]["scale"]]
+        rivals = [row for row in kept_runs("equal_compute", kept) if row["scale"] == rows[0]["scale"]]
         return sections.dense_equivalent(rows, rivals)
     if experiment == "ladder":
         return ladder(rows)

@@ -1,5 +1,6 @@
 """Trains one model and says what came of it. No checkpoints: a run takes minutes, and a study resumes between runs."""
 
+import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,7 @@ def train_and_measure(
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
     config = with_model(config, vocab_size=training.vocab_size)
     loader = TokenLoader(training, config.sequence_length, config.batch_size, config.seed)
+    gc.collect()  # a model trained before in this process
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     step_seconds: list[float] = []
@@ -61,7 +63,8 @@ def train_and_measure(
             if trainer.step % config.evaluate_every_steps == 0 or trainer.step == config.steps or ended_early:
                 tokens = trainer.step * config.tokens_per_step
                 validations.append({"tokens": tokens, **trainer.evaluate()})
-        more = {"afterwards": afterwards(trainer.model)} if afterwards else {}
+        with torch.compiler.set_stance("force_eager"):  # questions are of every length
+            more = {"afterwards": afterwards(trainer.model)} if afterwards else {}
     # The first steps compile kernels; the median step is what training costs.
     seconds_per_step = median(step_seconds)
     return {

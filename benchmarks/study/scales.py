@@ -24,7 +24,7 @@ class Scale:
     Fields:
         family: prefix of the recipes' names.
         tokens: what each model learns from, unless the command says otherwise.
-        learning_rates: what the sweep tries for the trunk.
+        learning_rates: what the sweep tries first for the trunk.
         batch_size, sequence_length: of a step.
         validation_tokens: that each validation reads.
         step_milliseconds: of a step of each kind of model, roughly: only to tell whether a run ends in time.
@@ -85,7 +85,7 @@ SCALES = {
     "gpu-15m": Scale(
         family="gpu-15m",
         tokens=16_000_000,
-        learning_rates=(1e-3, 2e-3, 4e-3),
+        learning_rates=(2e-3, 4e-3, 8e-3),
         batch_size=32,
         sequence_length=512,
         validation_tokens=1 << 18,

@@ -1,4 +1,4 @@
-"""Makes runs, some side by side, each in a process of its own, until all are there or the time is over."""
+"""Makes runs, some side by side, each model in a process of its own, until all are there or the time is over."""
 
 import math
 import multiprocessing
@@ -6,7 +6,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,10 +33,9 @@ class Wanted(NamedTuple):
         results: where its row belongs.
         config: the run.
         data: folder made by `ultramem prepare`.
-        seconds: that its steps probably take on its own; `START_SECONDS` come on top.
+        seconds: that it probably takes on its own, in a process that has begun.
         labels: what its row says besides.
         afterwards: measures the trained model once more.
-        alone: whether nothing else may run meanwhile, so that its time is its own.
     """
 
     results: Results
@@ -44,7 +44,6 @@ class Wanted(NamedTuple):
     seconds: float
     labels: dict[str, Any]
     afterwards: Afterwards | None = None
-    alone: bool = False
 
     def among(self, others: Iterable["Wanted"]) -> bool:
         """Whether it is one of others, asked for again."""
@@ -54,23 +53,49 @@ class Wanted(NamedTuple):
         return f"{self.results.path.stem} {self.config.name}, seed {self.config.seed}"
 
 
-class _Child(NamedTuple):
-    run: Wanted
+def by_model(runs: Iterable[Wanted]) -> list[list[Wanted]]:
+    """Put runs of one model together, in the order of their first: what is compiled for one serves all."""
+    together: list[list[Wanted]] = []
+    for run in runs:
+        for others in together:
+            if _same_model(run, others[0]):
+                others.append(run)
+                break
+        else:
+            together.append([run])
+    return together
+
+
+def _same_model(run: Wanted, other: Wanted) -> bool:
+    """Batches of another size would be compiled anew."""
+    return (run.config.model, run.config.batch_size, run.config.sequence_length) == (
+        other.config.model,
+        other.config.batch_size,
+        other.config.sequence_length,
+    )
+
+
+@dataclass
+class _Child:
+    """A process; the first of `runs` is under way, and since when it is."""
+
     process: BaseProcess
+    runs: list[Wanted]
     begun: float
     predicted: float
 
 
-def make(wanted: Callable[[], Iterable[Wanted]], *, side_by_side: int = 1, seconds: float = math.inf) -> bool:
+def make(wanted: Callable[[], Iterable[Sequence[Wanted]]], *, side_by_side: int = 1, seconds: float = math.inf) -> bool:
     """Make runs, and keep each as soon as it has ended.
 
     A run begins only if it should end in time, as far as those before it can tell. What has not ended when the time
-    is over is given up: nothing of it is kept, and the next call makes it anew.
+    is over is given up: nothing of it is kept, and the next call makes it anew. After a failure its model is left out.
 
     Args:
-        wanted: asked again before every run: those that are lacking, in the order of their worth. More may be wanted
-            after a run has ended, where that decides the settings of others.
-        side_by_side: how many at a time, but for those that are to be alone.
+        wanted: asked again before every process: the runs that are lacking, in the order of their worth, those together
+            that one process is to make one after another. More may be wanted after a run has ended, where that
+            decides the settings of others.
+        side_by_side: how many processes at a time.
         seconds: after which everything has ended.
 
     Returns:
@@ -82,60 +107,78 @@ def make(wanted: Callable[[], Iterable[Wanted]], *, side_by_side: int = 1, secon
     paces: list[float] = []
     try:
         while True:
-            for run in _startable(wanted(), failed, list(children.values()), side_by_side):
-                predicted = START_SECONDS + run.seconds * (1 if run.alone else side_by_side)
-                now = time.monotonic()
-                if now + predicted * (fmean(paces) if paces else 1.0) <= deadline:
-                    receiver, process = start(run, 1 if run.alone else side_by_side)
-                    children[receiver] = _Child(run, process, now, predicted)
-                    break
-            else:
-                if not children:
-                    return _conclude(wanted(), failed, seconds)
-                remaining = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-                ended = wait(list(children), remaining)
-                if not ended:
-                    print(f"{seconds:.0f} s are over; given up: {'; '.join(str(c.run) for c in children.values())}")
-                    return False
-                for receiver in ended:
-                    child = children.pop(receiver)
-                    if _keep(child, receiver):
-                        paces.append((time.monotonic() - child.begun) / child.predicted)
-                    else:
-                        failed.append(child.run)
+            if len(children) < side_by_side:
+                spared = (deadline - time.monotonic()) / (fmean(paces) if paces else 1.0)
+                busy = [run for child in children.values() for run in child.runs]
+                if runs := _next(wanted(), failed, busy, side_by_side, spared):
+                    receiver, process = start(runs, side_by_side)
+                    predicted = START_SECONDS + side_by_side * runs[0].seconds
+                    children[receiver] = _Child(process, [*runs], time.monotonic(), predicted)
+                    continue
+            if not children:
+                return _conclude(wanted(), failed, seconds)
+            heard = wait(list(children), None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
+            if not heard:
+                given_up = "; ".join(str(run) for child in children.values() for run in child.runs)
+                print(f"{seconds:.0f} s are over; given up: {given_up}")
+                return False
+            for receiver in heard:
+                child = children[receiver]
+                row = _receive(receiver)
+                if isinstance(row, dict):
+                    paces.append((time.monotonic() - child.begun) / child.predicted)
+                    _keep(row, child)
+                    del child.runs[0]
+                else:
+                    print(f"{child.runs[0]} failed: {row}", flush=True)
+                    failed.append(child.runs[0])
+                    child.runs.clear()
+                if child.runs:
+                    child.begun, child.predicted = time.monotonic(), side_by_side * child.runs[0].seconds
+                else:
+                    receiver.close()
+                    child.process.join()
+                    del children[receiver]
     finally:
         for child in children.values():
             child.process.kill()
             child.process.join()
 
 
-def _startable(
-    wanted: Iterable[Wanted], failed: Sequence[Wanted], children: Sequence[_Child], side_by_side: int
-) -> Iterator[Wanted]:
-    """The runs that may begin beside those under way."""
-    if len(children) >= side_by_side or any(child.run.alone for child in children):
-        return
-    for run in wanted:
-        if run.among(failed) or run.among([child.run for child in children]):
-            continue
-        if run.alone and children:
-            return
-        yield run
+def _next(
+    wanted: Iterable[Sequence[Wanted]],
+    failed: Sequence[Wanted],
+    busy: Sequence[Wanted],
+    side_by_side: int,
+    seconds: float,
+) -> list[Wanted]:
+    """What a process may begin with: of the first runs of one model as many as end in so many seconds."""
+    for together in wanted:
+        runs: list[Wanted] = []
+        left = seconds - START_SECONDS
+        for run in together:
+            if run.among(busy) or any(_same_model(run, other) for other in failed):
+                continue
+            left -= side_by_side * run.seconds
+            if left >= 0:
+                runs.append(run)
+        if runs:
+            return runs
+    return []
 
 
-def start(run: Wanted, side_by_side: int) -> tuple[Connection, BaseProcess]:
-    """Begin a run in a process of its own, which sends its row, or a traceback as text."""
+def start(runs: Sequence[Wanted], side_by_side: int) -> tuple[Connection, BaseProcess]:
+    """Begin runs in a process of their own, which sends their rows one by one, or a traceback as text."""
     receiver, sender = _PROCESSES.Pipe(duplex=False)
-    arguments = (sender, run.config, run.data, run.afterwards, run.labels | {"side_by_side": side_by_side})
-    process = _PROCESSES.Process(target=_train_while_wanted, args=arguments)
+    process = _PROCESSES.Process(target=_train_while_wanted, args=(sender, runs, side_by_side))
     process.start()
     sender.close()
     return receiver, process
 
 
-def _train_while_wanted(*arguments: Any) -> None:
+def _train_while_wanted(sender: Connection, runs: Sequence[Wanted], side_by_side: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    train_and_send(*arguments)
+    train_and_send(sender, runs, side_by_side)
 
 
 def _end_with_parent() -> None:
@@ -146,48 +189,42 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def train_and_send(
-    sender: Connection,
-    config: TrainConfig,
-    data: Path,
-    afterwards: Afterwards | None,
-    labels: dict[str, Any],
-) -> None:
-    """What the process does."""
+def train_and_send(sender: Connection, runs: Sequence[Wanted], side_by_side: int) -> None:
+    """What the process does; a failure ends it, for it may have left the GPU unusable."""
     try:
-        sender.send(train_and_measure(config, data, afterwards=afterwards) | labels)
+        for run in runs:
+            row = train_and_measure(run.config, run.data, afterwards=run.afterwards)
+            sender.send(row | run.labels | {"side_by_side": side_by_side})
     except Exception:
         sender.send(traceback.format_exc())
     sender.close()
 
 
-def _keep(child: _Child, receiver: Connection) -> bool:
-    """Add a finished run to the results and say so; say also what went wrong."""
+def _receive(receiver: Connection) -> dict[str, Any] | str:
+    """A row, or what went wrong."""
     try:
-        row = receiver.recv()
+        return receiver.recv()
     except EOFError:
-        row = "its process was killed"
-    receiver.close()
-    child.process.join()
-    if isinstance(row, str):
-        print(f"{child.run} failed: {row}", flush=True)
-        return False
-    child.run.results.add(row)
+        return "its process was killed"
+
+
+def _keep(row: dict[str, Any], child: _Child) -> None:
+    """Add a finished run to the results and say so."""
+    child.runs[0].results.add(row)
     print(
-        f"{child.run}: validation loss {row['validation_loss']:.4f} after {row['tokens'] / 1e6:.1f}M tokens, "
+        f"{child.runs[0]}: validation loss {row['validation_loss']:.4f} after {row['tokens'] / 1e6:.1f}M tokens, "
         f"{row['seconds_per_step'] * 1e3:.1f} ms a step; {time.monotonic() - child.begun:.0f} s, "
         f"{child.predicted:.0f} predicted",
         flush=True,
     )
-    return True
 
 
-def _conclude(wanted: Iterable[Wanted], failed: Sequence[Wanted], seconds: float) -> bool:
-    left = next((run for run in wanted if not run.among(failed)), None)
+def _conclude(wanted: Iterable[Sequence[Wanted]], failed: Sequence[Wanted], seconds: float) -> bool:
+    left = [run for together in wanted for run in together if not any(_same_model(run, other) for other in failed)]
     if left:
-        print(f"no other run ends within {seconds:.0f} s; the same command goes on with {left}")
+        print(f"no other run ends within {seconds:.0f} s; the same command goes on with {left[0]}")
     elif failed:
-        print(f"all there but for what failed: {'; '.join(map(str, failed))}")
+        print(f"all there but for the models that failed: {'; '.join(map(str, failed))}")
     else:
         print("complete")
     return not left and not failed

@@ -27,13 +27,14 @@ def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> I
     for seed in seeds:
         ultramem = tuned(scale.fit(scale.recipe("ultramem"), tokens, seed=seed), rates, scale)
         for factor in FACTORS:
-            yield replace(shrunk(ultramem, factor / FACTORS[-1]), name=f"{ultramem.name}-rows-x{factor}")
+            yield resized(ultramem, factor)
 
 
-def shrunk(ultramem: TrainConfig, share: float) -> TrainConfig:
-    """UltraMem with a share of its rows, and as many parameters in its matrices."""
+def resized(ultramem: TrainConfig, factor: int) -> TrainConfig:
+    """UltraMem with `factor` times the fewest rows, and as many parameters in its matrices."""
     model = ultramem.model
-    fewer = with_model(ultramem, memory_num_keys=round(model.memory_num_keys * share**0.5))
+    num_keys = round(model.memory_num_keys * (factor / FACTORS[-1]) ** 0.5)
+    fewer = replace(with_model(ultramem, memory_num_keys=num_keys), name=f"{ultramem.name}-rows-x{factor}")
     missing = count_parameters(model).matrices - count_parameters(fewer.model).matrices
     wider = round(missing / (3 * model.hidden_size * model.num_hidden_layers) / 8) * 8
     return with_model(fewer, intermediate_size=model.intermediate_size + wider)

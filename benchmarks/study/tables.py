@@ -2,8 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from math import sqrt
+from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any, NamedTuple
+
+from benchmarks.study.results import Results
+from benchmarks.study.step_time import EXPERIMENT as STEP_TIME
 
 Row = dict[str, Any]
 
@@ -55,6 +59,27 @@ def anchor(experiment: str, row: Row) -> str:
 def anchored(experiment: str, row: Row, shown: str) -> str:
     """The first cell of that line."""
     return f'<a id="{anchor(experiment, row)}"></a>{shown}'
+
+
+def kept_runs(experiment: str, folder: Path) -> list[Row]:
+    """The rows of an experiment, a step's time that which `step_time` has measured, if it has."""
+    results = Results(experiment, folder, folder)
+    return with_step_times(results.rows(), results.of(STEP_TIME))
+
+
+def with_step_times(rows: Sequence[Row], times: Sequence[Row]) -> list[Row]:
+    """Give runs, which others slowed down, the time of a step of their model alone, where it was measured."""
+    return [row | next((_timed(row, time) for time in times if _same_step(row, time)), {}) for row in rows]
+
+
+def _same_step(row: Row, time: Row) -> bool:
+    same = ("model", "batch_size", "sequence_length")
+    return all(row["settings"][name] == time["settings"][name] for name in same)
+
+
+def _timed(row: Row, time: Row) -> Row:
+    settings = row["settings"] | {"compile": time["settings"]["compile"]}
+    return {"seconds_per_step": time["seconds_per_step"], "side_by_side": 1, "settings": settings}
 
 
 def alone(runs: Sequence[Row]) -> list[Row]:

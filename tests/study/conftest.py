@@ -1,6 +1,7 @@
 """A scale of the study at which every experiment takes a second."""
 
 import multiprocessing
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -39,12 +40,18 @@ class TinyScale(Scale):
 TINY_SCALE = TinyScale(
     family="cpu",
     tokens=256,
-    learning_rates=(1e-3, 1e-2),
+    learning_rates=(1e-3, 1e-2, 1e-1),
     batch_size=2,
     sequence_length=32,
     validation_tokens=64,
     step_milliseconds=dict.fromkeys(("dense", "moe", "pkm", "memory_plus", "ultramem", "ultramem_v2"), 10.0),
 )
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch, tmp_path_factory):
+    """Makes results begin with nothing."""
+    monkeypatch.setattr("benchmarks.study.results.Results.__init__.__defaults__", (tmp_path_factory.mktemp("kept"),))
 
 
 @pytest.fixture
@@ -58,10 +65,11 @@ def tiny_scale(monkeypatch):
 def in_this_process(monkeypatch):
     """Makes runs where the test is, at once: a process takes seconds to begin."""
 
-    def start(run, side_by_side):
+    def start(runs, side_by_side):
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        labels = run.labels | {"side_by_side": side_by_side}
-        schedule.train_and_send(sender, run.config, run.data, run.afterwards, labels)
-        return receiver, SimpleNamespace(join=lambda: None, kill=lambda: None)
+        # A pipe that nobody reads holds a row or two.
+        thread = threading.Thread(target=schedule.train_and_send, args=(sender, runs, side_by_side))
+        thread.start()
+        return receiver, SimpleNamespace(join=thread.join, kill=lambda: None)
 
     monkeypatch.setattr(schedule, "start", start)

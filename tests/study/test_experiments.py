@@ -5,7 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.study import command, dense_equivalent, equal_compute, ladder, learning_rates, schedule, table_size
+from benchmarks.study import (
+    command,
+    dense_equivalent,
+    equal_compute,
+    ladder,
+    learning_rates,
+    schedule,
+    step_time,
+    table_size,
+)
 from benchmarks.study.dense_equivalent import FACTORS, grown
 from benchmarks.study.learning_rates import tuned
 from benchmarks.study.results import Results
@@ -16,8 +25,9 @@ from ultramem.recipes.registry import with_model
 from ultramem.train.config_json import config_to_dict
 from ultramem.train.trainer import Trainer, TrainingError
 
+pytestmark = pytest.mark.usefixtures("nothing_kept")
+
 EXPERIMENTS = {
-    learning_rates: 2 * 2 + 3 + 5 * 2,
     equal_compute: 3 * 7,
     dense_equivalent: 4,
     table_size: 4,
@@ -30,16 +40,6 @@ def make(experiment, data, out, *flags):
     seeds = getattr(experiment, "SEEDS", (0,))
     command.main(experiment.EXPERIMENT, experiment.__doc__, experiment.runs, arguments, seeds=seeds)
     return Results(experiment.EXPERIMENT, out).rows()
-
-
-@pytest.fixture(scope="module")
-def nothing_kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("kept")
-
-
-@pytest.fixture(autouse=True)
-def _without_kept_results(monkeypatch, nothing_kept):
-    monkeypatch.setattr("benchmarks.study.results.Results.__init__.__defaults__", (nothing_kept,))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda module: module.EXPERIMENT)
@@ -57,6 +57,41 @@ def test_an_experiment_runs_from_end_to_end(experiment, prepared, tiny_scale, in
     # The same command finds everything done.
     monkeypatch.setattr(schedule, "start", lambda *_: pytest.fail("it trains again"))
     assert make(experiment, prepared, tmp_path) == rows
+
+
+def test_the_sweep_ends_when_every_best_rate_lies_between_others(
+    prepared, tiny_scale, in_this_process, tmp_path, monkeypatch
+):
+    rows = make(learning_rates, prepared, tmp_path)
+    for rival in learning_rates.RIVALS:
+        losses = learning_rates.losses_by_rate(rows, f"cpu-{rival}")
+        best = min(losses, key=losses.get)
+        assert min(losses) < best < max(losses) or len(losses) == learning_rates.MOST_RATES
+    tables = [row["settings"]["optimizer"] for row in rows if row["name"] == "cpu-ultramem"]
+    assert sum(optimizer["table_multiplier_start"] != 10 for optimizer in tables) == 2
+    assert sum(optimizer["table_horizon_steps"] is not None for optimizer in tables) == 1
+    monkeypatch.setattr(schedule, "start", lambda *_: pytest.fail("it trains again"))
+    assert make(learning_rates, prepared, tmp_path) == rows
+
+
+def test_steps_are_timed_once_and_a_failure_is_said(prepared, tiny_scale, tmp_path, monkeypatch, capsys):
+    results = Results("step_time", tmp_path)
+    monkeypatch.setattr(step_time, "TIMED_STEPS", 1)
+    configs = [*step_time.rivals(tiny_scale)][:3]
+    take_step = Trainer.take_step
+
+    def broken(trainer):
+        if trainer.config.model.ffn == "moe":
+            raise RuntimeError("no experts today")
+        return take_step(trainer)
+
+    monkeypatch.setattr(Trainer, "take_step", broken)
+    step_time.measure_all("tiny", configs, prepared, results)
+    assert [row["name"] for row in results.rows()] == ["cpu-dense", "cpu-ultramem"]
+    assert "no experts today" in capsys.readouterr().out
+    assert all(row["seconds_per_step"] > 0 and row["scale"] == "tiny" for row in results.rows())
+    monkeypatch.setattr(step_time, "measure", lambda *_: pytest.fail("it measures again"))
+    step_time.measure_all("tiny", configs[::2], prepared, results)
 
 
 def test_a_run_whose_loss_is_not_finite_ends_and_is_kept(prepared, tiny_scale, monkeypatch):
@@ -133,21 +168,23 @@ def test_equal_compute_takes_the_best_rates(tiny_scale, tmp_path):
 
 
 def test_the_sweep_asks_for_more_once_the_first_runs_are_there(tiny_scale, tmp_path):
-    """Other rivals are tried at the rates that served the nearest best."""
-    scale = replace(tiny_scale, learning_rates=(1e-3, 1e-2, 1e-1))
+    """The best lies between two others; UltraMem's tables are tried at it."""
     results = Results("learning_rates", tmp_path)
-    first = list(learning_rates.runs(scale, 256, results, [0]))
-    assert [run.name for run in first] == ["cpu-dense"] * 3 + ["cpu-ultramem"] * 3
-    losses = {"cpu-dense": (3.0, 3.1, 3.2), "cpu-ultramem": (3.2, 3.0, 3.1)}
+    first = [*learning_rates.runs(tiny_scale, 256, results, [0])]
+    assert [run.name for run in first] == [f"cpu-{rival}" for rival in learning_rates.RIVALS for _ in range(3)]
+    losses = {"cpu-dense": (3.0, 3.1, 3.2), "cpu-ultramem": (3.2, 3.0, 3.1), "cpu-pkm": (3.2, 3.1, 3.0)}
     for run in first:
-        results.add(finished(run, losses[run.name][scale.learning_rates.index(run.optimizer.learning_rate)]))
-    later = list(learning_rates.runs(scale, 256, results, [0]))[6:]
+        if run.name in losses:
+            place = tiny_scale.learning_rates.index(run.optimizer.learning_rate)
+            results.add(finished(run, losses[run.name][place]))
+    lacking = [*results.missing(learning_rates.runs(tiny_scale, 256, results, [0]))]
     rates = {}
-    for run in later:
+    for run in lacking:
         rates.setdefault(run.name, []).append(run.optimizer.learning_rate)
+    assert rates["cpu-dense"] == [5e-4]
+    assert rates["cpu-pkm"] == [2e-1]
     assert rates["cpu-ultramem"] == [1e-2] * 3
-    assert rates["cpu-moe"] == [1e-3, 1e-2]
-    assert rates["cpu-pkm"] == rates["cpu-ultramem-v2"] == [1e-2, 1e-1]
+    assert rates["cpu-moe"] == [1e-3, 1e-2, 1e-1]
 
 
 def test_what_was_not_swept_takes_the_nearest_models_rates(tiny_scale):

@@ -196,6 +196,18 @@ def test_times_are_of_runs_that_were_alone(kept):
     assert "gpu-25m_equal_compute_seconds.svg" not in plots
 
 
+def test_a_step_that_was_timed_alone_is_every_such_models(kept):
+    """Runs were made side by side; a model's step was timed, compiled."""
+    results = Results("equal_compute", kept)
+    rows = [each | {"side_by_side": 3} for each in results.rows()]
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    Results("step_time", kept, kept).add(
+        {"settings": rows[1]["settings"] | {"compile": True, "steps": 9}, "seconds_per_step": 0.5}
+    )
+    dense, moe = (line_of(report.study(kept)[0], f"equal-compute-gpu-25m-{name}") for name in ("dense", "moe"))
+    assert (dense[-3], moe[-3]) == ("", "500.0")
+
+
 def test_runs_with_other_settings_stand_apart(kept):
     results = Results("equal_compute", kept)
     other = results.rows()[0] | {"validation_loss": 9.0}

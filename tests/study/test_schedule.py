@@ -14,8 +14,11 @@ import pytest
 
 from benchmarks.study import plan, schedule
 from benchmarks.study.results import Results
-from benchmarks.study.schedule import Wanted, make
+from benchmarks.study.schedule import Wanted, by_model, make
 from tests.conftest import tiny
+from ultramem import recipes
+
+pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 
 class World:
@@ -30,12 +33,12 @@ class World:
         monkeypatch.setattr(schedule, "wait", self.wait)
         monkeypatch.setattr(schedule.time, "monotonic", lambda: self.now)
 
-    def start(self, run, side_by_side):
+    def start(self, runs, side_by_side):
         receiver, sender = multiprocessing.Pipe(duplex=False)
-        name = run.config.name
-        self.under_way[receiver] = (self.now + self.takes[name], sender, run, side_by_side)
-        self.begun.append((name, self.now))
-        return receiver, SimpleNamespace(kill=lambda: self.killed.append(name), join=lambda: None)
+        names = [run.config.name for run in runs]
+        self.under_way[receiver] = (self.now + self.takes[names[0]], sender, [*runs], side_by_side)
+        self.begun.append((*names, self.now))
+        return receiver, SimpleNamespace(kill=lambda: self.killed.append(names[0]), join=lambda: None)
 
     def wait(self, receivers, timeout):
         ends, receiver = min((self.under_way[receiver][0], number) for number, receiver in enumerate(receivers))
@@ -44,7 +47,9 @@ class World:
             return []
         receiver = receivers[receiver]
         self.now = ends
-        _, sender, run, side_by_side = self.under_way.pop(receiver)
+        _, sender, (run, *others), side_by_side = self.under_way.pop(receiver)
+        if others:
+            self.under_way[receiver] = (ends + self.takes[others[0].config.name], sender, others, side_by_side)
         if self.takes[run.config.name] == 13:
             sender.send("ValueError: unlucky")
         else:
@@ -65,12 +70,24 @@ def results(tmp_path):
 
 
 def runs(results, **seconds):
-    """Runs of these names and predicted seconds, those named alone_… alone."""
+    """Runs of these names and predicted seconds, each of another model."""
 
     def wanted():
-        configs = [replace(tiny("cpu-dense"), name=name) for name in seconds]
-        for config in results.missing(configs):
-            yield Wanted(results, config, None, seconds[config.name], {}, alone=config.name.startswith("alone"))
+        configs = [
+            replace(tiny("cpu-dense"), name=name, sequence_length=8 * (1 + list(seconds).index(name)))
+            for name in seconds
+        ]
+        return [[Wanted(results, config, None, seconds[config.name], {})] for config in results.missing(configs)]
+
+    return wanted
+
+
+def of_two_models(results, **seconds):
+    """As `runs`, but that all models are one except for b's."""
+
+    def wanted():
+        configs = [replace(tiny("cpu-dense"), name=name, batch_size=2 if name == "b" else 4) for name in seconds]
+        return by_model(Wanted(results, config, None, seconds[config.name], {}) for config in results.missing(configs))
 
     return wanted
 
@@ -82,11 +99,28 @@ def test_as_many_as_may_are_under_way_and_each_is_kept(monkeypatch, results):
     assert [row["name"] for row in results.rows()] == ["b", "a", "c"]
 
 
-def test_a_run_that_is_to_be_alone_waits_and_lets_others_wait(monkeypatch, results):
-    world = World(monkeypatch, {"a": 5, "alone_b": 2, "c": 4})
-    assert make(runs(results, a=1, alone_b=1, c=1), side_by_side=2)
-    assert world.begun == [("a", 0), ("alone_b", 5), ("c", 7)]
-    assert [row["side_by_side"] for row in results.rows()] == [2, 1, 2]
+def test_runs_of_one_model_follow_each_other_in_one_process(monkeypatch, results):
+    world = World(monkeypatch, {"a": 5, "b": 2, "c": 4})
+    wanted = of_two_models(results, a=1, b=1, c=1)
+    assert [[run.config.name for run in runs] for runs in wanted()] == [["a", "c"], ["b"]]
+    assert make(wanted, side_by_side=2)
+    assert world.begun == [("a", "c", 0), ("b", 0)]
+    assert [row["name"] for row in results.rows()] == ["b", "a", "c"]
+
+
+def test_a_process_takes_no_more_runs_than_end_in_time(monkeypatch, results):
+    world = World(monkeypatch, {"a": 5, "b": 2, "c": 4})
+    monkeypatch.setattr(schedule, "START_SECONDS", 3.0)
+    assert not make(of_two_models(results, a=2, b=1, c=4), seconds=8)
+    assert world.begun == [("a", 0)]
+    assert make(of_two_models(results, a=2, b=1, c=1), seconds=20)
+
+
+def test_after_a_failure_its_model_is_left_out(monkeypatch, results, capsys):
+    world = World(monkeypatch, {"a": 13, "b": 2, "c": 4})
+    assert not make(of_two_models(results, a=1, b=1, c=1))
+    assert world.begun == [("a", "c", 0), ("b", 13)]
+    assert "all there but for the models that failed: some a, seed 0" in capsys.readouterr().out
 
 
 def test_what_cannot_end_in_time_is_not_begun_and_the_next_call_goes_on(monkeypatch, results, capsys):
@@ -137,7 +171,7 @@ def test_runs_take_place_in_processes_of_their_own(prepared, results, capsys):
     def wanted():
         for config in results.missing(configs):
             data = prepared if config.seed < 2 else prepared / "none"
-            yield Wanted(results, config, data, 1.0, {"scale": "tiny"})
+            yield [Wanted(results, config, data, 1.0, {"scale": "tiny"})]
 
     assert not make(wanted, side_by_side=2)
     assert sorted((row["seed"], row["scale"], row["side_by_side"]) for row in results.rows()) == [
@@ -152,13 +186,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from benchmarks.study.results import Results
-from benchmarks.study.schedule import Wanted, make
+from benchmarks.study.schedule import Wanted, by_model, make
 from tests.conftest import tiny
 
 if __name__ == "__main__":
     data, out = map(Path, sys.argv[1:])
     config = replace(tiny("cpu-dense"), steps=10**6, evaluate_every_steps=10**6)
-    make(lambda: [Wanted(Results("some", out, out), config, data, 1.0, {})])
+    make(lambda: [[Wanted(Results("some", out, out), config, data, 1.0, {})]])
 """
 
 
@@ -185,7 +219,7 @@ def _trains(pid):
 
 
 def test_a_killed_process_is_said_and_its_run_is_lacking(monkeypatch, results, capsys):
-    def start(run, side_by_side):
+    def start(runs, side_by_side):
         receiver, sender = multiprocessing.Pipe(duplex=False)
         sender.close()
         return receiver, SimpleNamespace(join=lambda: None)
@@ -201,19 +235,36 @@ def given(tmp_path):
 
 
 def test_nothing_that_takes_its_rates_from_the_sweep_is_wanted_before_it_has_ended(tmp_path):
-    wanted = [run.results.path.stem for run in plan.wanted(given(tmp_path), lambda: pytest.fail("too early"))]
-    assert list(dict.fromkeys(wanted)) == ["ladder", "learning_rates"]
+    wanted = [runs[0].results.path.stem for runs in plan.wanted(given(tmp_path), bool)]
+    assert [*dict.fromkeys(wanted)] == ["ladder", "learning_rates", "knowledge"]
+
+
+def test_a_model_whose_rates_are_swept_waits_for_no_other(tmp_path, monkeypatch):
+    moe = recipes.get("gpu-15m-moe")
+    monkeypatch.setattr(plan.learning_rates, "runs", lambda *_: [moe])
+    wanted = [*plan.wanted(given(tmp_path), bool)]
+    of_equal_compute = {run.config.name for runs in wanted for run in runs if run.results.path.stem == "equal_compute"}
+    assert of_equal_compute == {f"gpu-15m-{name}" for name in plan.equal_compute.RIVALS if name != "moe"}
 
 
 def test_afterwards_all_else_is_wanted_and_biographies_are_waited_for(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(plan.learning_rates, "runs", lambda *_: [])
-    wanted = [run.results.path.stem for run in plan.wanted(given(tmp_path), lambda: told.append(True))]
-    assert list(dict.fromkeys(wanted)) == ["ladder", "equal_compute", "table_size", "dense_equivalent", "knowledge"]
+    wanted = [*plan.wanted(given(tmp_path), lambda: told.append(True))]
+    experiments = dict.fromkeys(runs[0].results.path.stem for runs in wanted)
+    assert [*experiments] == ["ladder", "equal_compute", "table_size", "dense_equivalent", "knowledge"]
     assert told
-    alone = [run for run in plan.after_the_rates(given(tmp_path), bool) if run.alone]
-    assert [run.config.name for run in alone] == [f"gpu-15m-{name}" for name in ("dense", "moe", "ultramem", "pkm")]
-    assert {run.config.seed for run in alone} == {0}
+    seeds = [[run.config.seed for run in runs] for runs in wanted if runs[0].config.name == "gpu-15m-pkm"]
+    assert seeds == [[0], [0, 1, 2]], "the first seed of all comes first, then a process makes all"
+
+
+def test_the_rivals_steps_are_timed_first_then_the_other_sizes(tmp_path):
+    here = given(tmp_path)
+    rivals = plan.untimed(here)
+    assert [config.name for config in rivals] == [f"gpu-15m-{name}" for name in plan.equal_compute.RIVALS]
+    for config in rivals:
+        Results("step_time", here.out).add({"settings": schedule_settings(config)})
+    assert [config.name.rpartition("-")[2] for config in plan.untimed(here)] == ["x1", "x4", "x16", "x2", "x4", "x8"]
 
 
 def test_the_list_counts_every_run_once(tmp_path, capsys):

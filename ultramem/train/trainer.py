@@ -99,6 +99,8 @@ def _train(config: TrainConfig, data: str | Path, out: Path, device: torch.devic
                 if is_first_rank():
                     show_summary(summary)
                 return summary
+            if config.compile:
+                torch.compiler.reset()  # a process has room for few models' code, and an earlier run's would count
             return Trainer(config, folder, loader, validation, device).run()
     except OSError as error:
         raise TrainingError(f"{out} cannot be written: {error}; once it can, the same command goes on") from error
@@ -155,8 +157,6 @@ class Trainer:
         for module in self.model.modules():
             if isinstance(module, Table):
                 module.sparse = config.optimizer.lazy_tables
-        if config.compile:
-            torch.compiler.reset()  # a process has room for few models' code, and an earlier run's would count
         parallelize(
             self.model,
             mesh,
