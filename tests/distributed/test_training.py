@@ -109,9 +109,10 @@ def test_four_processes_in_two_groups_and_settings_of_all_kinds(tmp_path, monkey
     """Tables and trunk split in two halves that repeat each other; lazy tables, small state, checkpointing."""
     monkeypatch.setitem(LAYOUTS, "columns", ParallelConfig(tables="columns", table_shards=2, trunk_shards=2))
     monkeypatch.setitem(LAYOUTS, "rows", ParallelConfig(tables="rows", table_shards=2, trunk="replicate"))
-    base = tiny_config().optimizer
+    base, model = tiny_config().optimizer, replace(config_of("ultramem").model, memory_num_keys=40)
     for name, optimizer in {
         "lazy": replace(base, lazy_tables=True),
+        "measured": replace(base, lazy_tables=True, lazy_share=0.43),  # steps read 41 to 45 of a hundred rows
         "small": replace(base, table_optimizer_state="small"),
     }.items():
         (tmp_path / name).mkdir()
@@ -121,6 +122,7 @@ def test_four_processes_in_two_groups_and_settings_of_all_kinds(tmp_path, monkey
             4,
             tmp_path / name,
             steps=12,
+            model=model,
             optimizer=optimizer,
             activation_checkpointing=True,
         )

@@ -66,6 +66,31 @@ def test_lazy_steps_are_adamw_of_the_touched_rows_and_leave_the_others():
     assert not optimizer.state[ours]["exp_avg_sq"][untouched].any()
 
 
+@pytest.mark.parametrize("state", ["full", "small"])
+def test_the_measured_share_of_touched_rows_decides_which_are_stepped(state):
+    measured, told, dense = table(), table(), table()
+    optimizers = [RowAdamW([parameter], state=state, **SETTINGS) for parameter in (told, dense)]
+    optimizers.append(RowAdamW([measured], state=state, lazy_share=0.5, **SETTINGS))
+
+    def step(rows):
+        for parameter in (measured, told, dense):
+            parameter.grad = sparse(range(rows), gradient(rows, rows))
+        dense.grad = dense.grad.to_dense()
+        for optimizer in optimizers:
+            optimizer.step()
+
+    step(25)  # of 50
+    assert torch.equal(measured, told)
+    assert not torch.equal(measured, dense)
+    for parameter in (told, dense):
+        parameter.data.copy_(measured.data)
+    for optimizer in optimizers:
+        optimizer.state.clear()
+    step(26)
+    torch.testing.assert_close(measured, dense)
+    assert not torch.equal(measured[26:], told[26:])
+
+
 def test_a_row_that_comes_twice_counts_with_its_sum():
     once, twice = table(), table()
     values = gradient(0, rows=3)
@@ -181,6 +206,7 @@ def test_closure_gives_the_loss():
     [
         ({"lr": -1.0}, "lr is -1.0"),
         ({"betas": (0.9, 1.0)}, r"betas are \(0.9, 1.0\)"),
+        ({"lazy_share": 1.5}, "lazy_share is 1.5"),
         ({"state": "tiny"}, "state is 'tiny': choose from full, small"),
     ],
 )

@@ -25,6 +25,8 @@ class RowAdamW(Optimizer):
     are stepped, and the moments of the others neither decay nor move them. That is not the same mathematics: under
     dense AdamW a row goes on moving after its last gradient, and its second moment shrinks meanwhile. In exchange a
     step costs what its rows cost, not what the table costs. Bias correction counts the optimizer's steps either way.
+    With ``lazy_share`` the share of touched rows, measured in every step of every table, decides: a sparse gradient of
+    more rows is taken as a dense one, since hardly anything would be saved.
 
     What is kept of a table of R rows and width D_v, beside the table itself:
 
@@ -45,6 +47,7 @@ class RowAdamW(Optimizer):
         eps: added to the root of the second moment.
         weight_decay: decoupled; with sparse gradients only touched rows are decayed.
         state: "full" or "small", as above. It is saved with the state, and loading brings the saved one back.
+        lazy_share: the largest share of a table's rows that a lazy step touches; 1: every sparse gradient is one.
 
     Raises:
         ValueError: a setting is out of its range, or a parameter is no matrix.
@@ -65,17 +68,21 @@ class RowAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         state: State = "full",
+        lazy_share: float = 1.0,
     ):
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} is {value}: it cannot be negative")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}: both must be in [0, 1)")
+        if not 0 <= lazy_share <= 1:
+            raise ValueError(f"lazy_share is {lazy_share}: it is a share, from 0 to 1")
         if state not in get_args(State):
             raise ValueError(f"state is {state!r}: choose from {', '.join(get_args(State))}")
         # `fused` is read by Optimizer.load_state_dict, which then keeps `step` on the parameter's device.
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "state": state, "fused": True}
         super().__init__(params, settings)
+        self.lazy_share = lazy_share
         for parameter in self._parameters():
             if parameter.ndim != 2:
                 raise ValueError(f"a parameter has shape {tuple(parameter.shape)}: only tables (rows, width) fit here")
@@ -113,7 +120,7 @@ class RowAdamW(Optimizer):
         It saves the gradient's memory, and none to a fifth of the time (docs/kernels.md). It takes the learning rate
         that the parameter group has during the backward pass. Right only where nothing else needs the gradient: one
         backward pass a step, no clipping of this table, no other reader of it. `step` then passes the table over. A
-        table made with ``sparse`` steps the rows that were read, any other all rows.
+        table made with ``sparse`` steps the rows that were read, whatever their share, any other all rows.
 
         Args:
             table: its weight is one of this optimizer's parameters.
@@ -184,7 +191,10 @@ class RowAdamW(Optimizer):
         rows, gradients = None, _local(parameter.grad)
         if gradients.is_sparse:
             gradients = gradients.coalesce()
-            rows, gradients = gradients.indices()[0], gradients.values()
+            if self.lazy_share == 1 or _touched_share(parameter, gradients) <= self.lazy_share:
+                rows, gradients = gradients.indices()[0], gradients.values()
+            else:
+                gradients = gradients.to_dense()
         state = self.state[parameter]
         state["step"] += 1
         ops.row_adam(
@@ -227,6 +237,16 @@ class RowAdamW(Optimizer):
 def _local(tensor: Tensor) -> Tensor:
     """What this process has of a table that several share: the optimizer steps that alone."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _touched_share(parameter: Tensor, gradients: Tensor) -> float:
+    """Of all rows, those in a coalesced gradient; of a table divided by rows, in all its parts together."""
+    counts = torch.tensor([gradients.values().shape[0], gradients.shape[0]], device=gradients.device)
+    if isinstance(parameter, DTensor) and Shard(0) in parameter.placements:
+        axis = parameter.placements.index(Shard(0))
+        dist.all_reduce(counts, group=parameter.device_mesh.get_group(axis))
+    touched, rows = counts.tolist()
+    return touched / rows
 
 
 def _mean_squares(parameter: Tensor, gradients: Tensor) -> Tensor | None:

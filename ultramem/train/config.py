@@ -28,6 +28,9 @@ class OptimizerConfig:
     """Decoupled weight decay of the memory tables."""
     lazy_tables: bool = False
     """Step only the table rows that the batch read (lazy AdamW): cheaper for large tables, not the same mathematics."""
+    lazy_share: float = 1.0
+    """With `lazy_tables`: the largest share of a table's rows that a batch may read and they alone be stepped; where it
+    read more, as measured in every step, all rows are stepped."""
     table_optimizer_state: Literal["full", "small"] = "full"
     """What AdamW keeps of a table: `full`, two moments an element (8 bytes); `small`, a bfloat16 first moment and one
     second moment a row (2 bytes)."""
@@ -58,6 +61,7 @@ class OptimizerConfig:
         for name in ("warmup_steps", "decay_steps", "table_horizon_steps"):
             steps = getattr(self, name)
             _require(steps is None or steps >= 0, f"optimizer.{name}", steps, "it cannot be negative")
+        _require(0 <= self.lazy_share <= 1, "optimizer.lazy_share", self.lazy_share, "it is a share, from 0 to 1")
         _require(0 <= self.floor <= 1, "optimizer.floor", self.floor, "it is a share of the peak, from 0 to 1")
         states, state = ("full", "small"), self.table_optimizer_state
         _require(state in states, "optimizer.table_optimizer_state", state, f"choose from {', '.join(states)}")

@@ -312,8 +312,15 @@ def _build_optimizers(model: UltraMemForCausalLM, config: TrainConfig) -> list[t
         torch.optim.AdamW(trunk, betas=settings.betas, eps=settings.epsilon, fused=True)
     ]
     if tables:
-        state = settings.table_optimizer_state
-        optimizers.append(RowAdamW(tables, betas=settings.betas, eps=settings.epsilon, state=state))
+        optimizers.append(
+            RowAdamW(
+                tables,
+                betas=settings.betas,
+                eps=settings.epsilon,
+                state=settings.table_optimizer_state,
+                lazy_share=settings.lazy_share,
+            )
+        )
     return optimizers
 
 
