@@ -37,7 +37,7 @@ def parallelize(
 
 
 def compile_regions(model: Any) -> None:
-    """Compile what has many small operations to fuse: every block, and the cross-entropy of the logits.
+    """Compile what has small operations to fuse: every block, a memory's queries, and the cross-entropy of the logits.
 
     Blocks are alike, so the code of the first serves all: an eighth of what eight blocks in one graph are to compile.
     Between them lie our own operations, into which a compiler cannot look, and what processes send to each other.
@@ -45,8 +45,9 @@ def compile_regions(model: Any) -> None:
     Args:
         model: a causal language model of ours.
     """
-    for block in model.model.layers:
-        block.compile()
+    decoder = model.model
+    for region in (*decoder.layers, *(layer.query for layer in decoder.memory_layers)):
+        region.compile()
     model.next_token_loss.cross_entropy.compile(dynamic=True)  # the last chunk is shorter
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ultramem.ops.select_keys.kernels import aligned
 
-# Rows in flight a program, and its warps: two warps hide the gathers' latency best.
-QUERY_TILE = dict(CHOICES=8, num_warps=2)
-KEY_TILE = dict(CHOICES=16, num_warps=2)
+# Rows in flight a program, and its warps: with 16 bytes a load, one warp and a row at a time hide most latency.
+TILE = dict(CHOICES=4, num_warps=1)
 
 
 @triton.jit
@@ -128,7 +127,7 @@ def _grad_query(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tenso
         HEADS=heads,
         RANKS=ranks,
         WIDTH=block,
-        **QUERY_TILE,
+        **TILE,
     )
     return grad_query
 
@@ -159,6 +158,6 @@ def _grad_keys(grad_scores: Tensor, indices: Tensor, query: Tensor, keys: Tensor
         SIDES_OF_HEADS=sides,
         RANKS=ranks,
         WIDTH=block,
-        **KEY_TILE,
+        **TILE,
     )
     return grad_keys
