@@ -13,7 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from types import ModuleType
 
@@ -38,8 +38,8 @@ SCALE = "gpu-15m"
 LADDERS_SCALE = "gpu-25m"
 
 
-def wanted(given: Namespace, people_are_told_of: Callable[[], object]) -> Iterator[list[Wanted]]:
-    """What is lacking and can begin: a model waits until its learning rates are swept, biographies are waited for."""
+def wanted(given: Namespace, people_are_told_of: Callable[[], bool]) -> Iterator[list[Wanted]]:
+    """What is lacking and can begin: a model's runs when its rates are swept, knowledge when biographies are there."""
     yield from lacking(given, ladder, LADDERS_SCALE)
     yield from lacking(given, ladder, LADDERS_SCALE, seeds=(1,), alternatives=False)
     rates = lacking(given, learning_rates)
@@ -51,7 +51,7 @@ def wanted(given: Namespace, people_are_told_of: Callable[[], object]) -> Iterat
 
 
 def after_the_rates(
-    given: Namespace, people_are_told_of: Callable[[], object], rivals: Sequence[str]
+    given: Namespace, people_are_told_of: Callable[[], bool], rivals: Sequence[str]
 ) -> Iterator[list[Wanted]]:
     """What is lacking of the models whose rates are known."""
     yield from lacking(given, equal_compute, afterwards=given.quiz, rivals=rivals)
@@ -59,8 +59,8 @@ def after_the_rates(
     sizes = [sizes for rival, sizes in (("ultramem", table_size), ("dense", dense_equivalent)) if rival in rivals]
     for experiment in sizes:
         yield from lacking(given, experiment)
-    people_are_told_of()
-    yield from knowledge.lacking(Results(knowledge.EXPERIMENT, given.out), given.people)
+    if people_are_told_of():
+        yield from knowledge.lacking(Results(knowledge.EXPERIMENT, given.out), given.people)
     for experiment in sizes:
         yield from lacking(given, experiment, seeds=(1, 2))
     yield from lacking(given, ladder, LADDERS_SCALE, seeds=(1,))
@@ -124,7 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     given.quiz = command.quiz_of(parser, given)
     if given.list:
-        print(listing([*wanted(given, bool), *after_the_rates(given, bool, equal_compute.RIVALS)]))
+        everything = wanted(given, lambda: True), after_the_rates(given, lambda: True, equal_compute.RIVALS)
+        print(listing(chain(*everything)))
         return
     end = time.monotonic() + given.seconds
     # Biographies are told and tokenized while other runs have the GPU.
@@ -133,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     writer.start()
     seconds = given.seconds - step_time.SECONDS_A_MODEL * len(untimed(given))
-    make(partial(wanted, given, writer.join), side_by_side=given.side_by_side, seconds=seconds)
+    make(partial(wanted, given, lambda: not writer.is_alive()), side_by_side=given.side_by_side, seconds=seconds)
     time_steps(given, None if given.seconds == math.inf else end - time.monotonic())
 
 

@@ -235,25 +235,25 @@ def given(tmp_path):
 
 
 def test_nothing_that_takes_its_rates_from_the_sweep_is_wanted_before_it_has_ended(tmp_path):
-    wanted = [runs[0].results.path.stem for runs in plan.wanted(given(tmp_path), bool)]
+    wanted = [runs[0].results.path.stem for runs in plan.wanted(given(tmp_path), lambda: True)]
     assert [*dict.fromkeys(wanted)] == ["ladder", "learning_rates", "knowledge"]
 
 
 def test_a_model_whose_rates_are_swept_waits_for_no_other(tmp_path, monkeypatch):
     moe = recipes.get("gpu-15m-moe")
     monkeypatch.setattr(plan.learning_rates, "runs", lambda *_: [moe])
-    wanted = [*plan.wanted(given(tmp_path), bool)]
+    wanted = [*plan.wanted(given(tmp_path), lambda: True)]
     of_equal_compute = {run.config.name for runs in wanted for run in runs if run.results.path.stem == "equal_compute"}
     assert of_equal_compute == {f"gpu-15m-{name}" for name in plan.equal_compute.RIVALS if name != "moe"}
 
 
-def test_afterwards_all_else_is_wanted_and_biographies_are_waited_for(tmp_path, monkeypatch):
-    told = []
+def test_afterwards_all_else_is_wanted_but_biographies_that_are_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(plan.learning_rates, "runs", lambda *_: [])
-    wanted = [*plan.wanted(given(tmp_path), lambda: told.append(True))]
+    wanted = [*plan.wanted(given(tmp_path), lambda: True)]
     experiments = dict.fromkeys(runs[0].results.path.stem for runs in wanted)
     assert [*experiments] == ["ladder", "equal_compute", "table_size", "dense_equivalent", "knowledge"]
-    assert told
+    untold = {runs[0].results.path.stem for runs in plan.wanted(given(tmp_path), lambda: False)}
+    assert untold == {*experiments} - {"knowledge"}
     seeds = [[run.config.seed for run in runs] for runs in wanted if runs[0].config.name == "gpu-15m-pkm"]
     assert seeds == [[0], [0, 1, 2]], "the first seed of all comes first, then a process makes all"
 
