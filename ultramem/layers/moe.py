@@ -156,5 +156,6 @@ def grouped_linear(inputs: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     rows_aligned = weight.shape[1] % 8 == 0 and weight.shape[2] % 8 == 0  # grouped_mm wants rows of 16 bytes
     if device == "cuda" and inputs.dtype == weight.dtype == torch.bfloat16 and rows_aligned:
         return F.grouped_mm(inputs, weight.transpose(1, 2), offs=ends.to(torch.int32))
-    groups = inputs.tensor_split(ends[:-1].cpu())
+    # Not tensor_split: each of its parts has a gradient as large as all of them.
+    groups = inputs.split(ends.diff(prepend=ends.new_zeros(1)).tolist())
     return torch.cat([F.linear(group, matrix) for group, matrix in zip(groups, weight.unbind(), strict=True)])
