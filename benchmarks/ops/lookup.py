@@ -50,6 +50,7 @@ FORWARD = [
     Size(2048, 384, 32768),
     Size(2048, 1024, 32768),
 ]
+COMPILED = FORWARD[2:3]  # every compilation of the composition takes seconds
 BACKWARD = [Size(2048, 256, 8192), Size(2048, 256, 32768), Size(2048, 256, 32768, "zipf"), Size(8192, 192, 32768)]
 
 TARGETS = [Size(2048, 256, 64), Size(2048, 256, 32768), Size(8192, 192, 32768)]
@@ -106,6 +107,8 @@ def forward_row(size: Size, copy: float, others: Sequence[LookupPeer] = ()) -> d
     with torch.no_grad():
         ours = measure(lookup)
         peers: dict[str, float | None] = {"embedding_bag": measure(bag), "gather_einsum": measure(gather_and_einsum)}
+        compiled = torch.compile(gather_and_einsum, dynamic=False)
+        peers["gather_einsum_compiled"] = measure(compiled) if size in COMPILED else None
         for other in others:
             peers[other.name] = None
             with left_out_if_broken(f"{other.name}, {size},"):

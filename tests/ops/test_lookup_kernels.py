@@ -99,6 +99,11 @@ def test_forward_and_every_gradient(size, dtype):
     assert_as_near_as_plain(operands(size, dtype))
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+def test_the_widest_rows():
+    assert_as_near_as_plain(operands((1, 3, 4, 4, 2, 4096), torch.bfloat16))
+
+
 @pytest.mark.parametrize("window", [dict(other_rows=9, first_row=20), dict(num_groups=1)], ids=str)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_a_window_of_a_table_and_groups_pooled_together(window):
@@ -109,6 +114,15 @@ def test_a_window_of_a_table_and_groups_pooled_together(window):
 def test_rows_whose_reads_cross_many_tiles(monkeypatch):
     monkeypatch.setattr(backward_kernels, "TILES_A_LOAD", 2)
     assert_as_near_as_plain(operands((11, 64, 12, 4, 1, 6), skewed=True))
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+def test_reads_of_zipf_distributed_slots():
+    table, slots, *others = operands((4, 40, 12, 4, 2, 6))
+    uniform = torch.rand(slots.shape, generator=torch.Generator().manual_seed(1))
+    slots = (144**uniform).long().clamp(max=144).to(DEVICE) - 1  # the n-th is read 1 / n times as often as the first
+    assert slots.flatten().bincount(minlength=144).argmax() == 0
+    assert_as_near_as_plain((table, slots, *others))
 
 
 @pytest.mark.parametrize(("width", "columns"), [(192, 128), (256, 128), (384, 64), (300, 64), (20, 64)])

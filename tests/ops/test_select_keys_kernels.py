@@ -93,6 +93,20 @@ def test_a_chunk_of_tokens_at_a_time_gives_the_same(kernel_device, monkeypatch):
     assert torch.equal(whole[1], parts[1])
 
 
+def test_two_runs_give_the_same_bits(kernel_device):
+    tokens = 2000 if kernel_device.type == "cuda" else 3
+    torch.manual_seed(0)
+    query = torch.randn(tokens, 1, 2, 2, 24, device=kernel_device)
+    keys, filters = torch.randn(1, 2, 20, 2, 24, device=kernel_device), torch.rand(1, 2, 2, device=kernel_device)
+    gradient = torch.randn(tokens, 1, 2, 2, 4, device=kernel_device)
+
+    def results():
+        scores, indices = kernels.select_keys(query, keys, filters, 4)
+        return scores, indices, *backward_kernels.select_keys_backward(gradient, indices, query, keys)
+
+    assert all(torch.equal(one, two) for one, two in zip(results(), results(), strict=True))
+
+
 def test_a_key_that_every_token_chooses_gets_its_whole_gradient(kernel_device):
     query, keys, filters, k = integers((40, 1, 1, 12, 1, 8, 2), torch.float32, kernel_device)
     query[:] = query[:1]
