@@ -1,5 +1,7 @@
 """Compiled, a model trains as it does plain: in regions, as the trainer compiles it, and in one graph."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,20 @@ def test_alike_blocks_share_one_code_and_train_as_plain_ones(build, tokens, grap
         results.append(loss_and_gradients(model, tokens))
     assert_close(results[1], results[0])
     assert graphs.frame_count == (2 if name == "dense" else 3)  # a block, the cross-entropy, and a memory's queries
+
+
+@pytest.mark.parametrize("name", ["dense", "moe", "pkm", "ultramem", "ultramem-v2", "memory-plus"])
+def test_another_model_of_the_same_sizes_finds_its_code_compiled(build, tokens, graphs, name):
+    """Runs that follow each other in a process, with other seeds or learning rates, compile nothing."""
+    counts = []
+    for _ in range(2):
+        model = build(name).train()
+        compile_regions(model)
+        loss_and_gradients(model, tokens)
+        counts.append(graphs.frame_count)
+        del model
+        gc.collect()
+    assert counts[1] == counts[0]
 
 
 def test_a_block_with_experts_compiles_whole(build, tokens, graphs):

@@ -164,14 +164,15 @@ def test_a_failed_run_does_not_stop_the_others(monkeypatch, results, capsys):
 
 @pytest.mark.slow
 def test_runs_take_place_in_processes_of_their_own(prepared, results, capsys):
-    """Two at a time; the third has no data."""
+    """Two at a time; one makes two runs, the other has no data."""
     short = replace(tiny("cpu-ultramem"), steps=2)
-    configs = [short, replace(short, seed=1), replace(short, seed=2)]
+    configs = [short, replace(short, seed=1), replace(short, seed=2, batch_size=2 * short.batch_size)]
 
     def wanted():
-        for config in results.missing(configs):
-            data = prepared if config.seed < 2 else prepared / "none"
-            yield [Wanted(results, config, data, 1.0, {"scale": "tiny"})]
+        return by_model(
+            Wanted(results, config, prepared if config.seed < 2 else prepared / "none", 1.0, {"scale": "tiny"})
+            for config in results.missing(configs)
+        )
 
     assert not make(wanted, side_by_side=2)
     assert sorted((row["seed"], row["scale"], row["side_by_side"]) for row in results.rows()) == [
