@@ -208,8 +208,15 @@ def table_size(rows: list[Row]) -> Section:
 
 
 def learning_rates(rows: list[Row]) -> Section:
-    """All runs of the sweep, the best of each model in bold."""
-    best = [min(runs, key=lambda row: row["validation_loss"]) for runs in by_name(rows).values()]
+    """All runs of the sweep, the best of each model in bold, and whose best has no other beyond it."""
+    models = by_name(sorted(rows, key=_rate))
+    best = [min(runs, key=lambda row: row["validation_loss"]) for runs in models.values()]
+    ends = [
+        f"{short_name(row)} ({end})"
+        for row, runs in zip(best, models.values(), strict=True)
+        for end, at in (("lowest", 0), ("highest", -1))
+        if _rate(row) == _rate(runs[at])
+    ]
 
     def loss(row: Row) -> str:
         shown = f"**{row['validation_loss']:.3f}**" if row in best else f"{row['validation_loss']:.3f}"
@@ -225,11 +232,18 @@ def learning_rates(rows: list[Row]) -> Section:
                 _horizon(row) if row["table_parameters"] else "",
                 loss(row),
             ]
-            for row in rows
+            for runs in models.values()
+            for row in runs
             for optimizer in [row["settings"]["optimizer"]]
         ],
     )
+    if ends:
+        text += f"\nA better rate may lie beyond those tried of {', '.join(ends)}.\n"
     return Section(text, {})
+
+
+def _rate(row: Row) -> float:
+    return row["settings"]["optimizer"]["learning_rate"]
 
 
 def _horizon(row: Row) -> str:

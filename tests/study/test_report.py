@@ -219,6 +219,20 @@ def test_runs_with_other_settings_stand_apart(kept):
     assert ["| 0.5 | 9.000 |" in line for line in lines] == [False, True]
 
 
+def test_a_best_rate_with_no_other_beyond_it_is_said(kept):
+    results = Results("learning_rates", kept)
+    results.path.unlink()
+    for name, losses in {"gpu-25m-dense": (3.2, 3.1, 3.3), "gpu-25m-moe": (3.3, 3.2, 3.1)}.items():
+        for rate, loss in zip((0.004, 0.002, 0.001), losses, strict=True):
+            run = row(name, loss, recipe=name)
+            run["settings"]["optimizer"]["learning_rate"] = rate
+            results.add(run)
+    part, _ = report.study(kept)
+    assert "A better rate may lie beyond those tried of moe (lowest)." in part
+    rates = [line.split("|")[2].strip() for line in part.splitlines() if line.startswith("| dense | 0")]
+    assert rates == ["0.001", "0.002", "0.004"]
+
+
 def test_a_rate_at_which_the_loss_was_not_finite_is_said(kept):
     Results("learning_rates", kept).add(row("gpu-25m-dense", 6.1, tokens=2_000_000, ended_early="step 9: loss is nan"))
     part, _ = report.study(kept)
