@@ -107,8 +107,9 @@ def forward_row(size: Size, copy: float, others: Sequence[LookupPeer] = ()) -> d
     with torch.no_grad():
         ours = measure(lookup)
         peers: dict[str, float | None] = {"embedding_bag": measure(bag), "gather_einsum": measure(gather_and_einsum)}
-        compiled = torch.compile(gather_and_einsum, dynamic=False)
-        peers["gather_einsum_compiled"] = measure(compiled) if size in COMPILED else None
+        peers["gather_einsum_compiled"] = None
+        if size in COMPILED:
+            peers["gather_einsum_compiled"] = measure(torch.compile(gather_and_einsum, dynamic=False))
         for other in others:
             peers[other.name] = None
             with left_out_if_broken(f"{other.name}, {size},"):
