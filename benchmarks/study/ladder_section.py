@@ -87,7 +87,7 @@ def alone(runs: Rungs) -> Iterable[str]:
         for several in ([*group] for _, group in groupby(names, key=lambda name: name[:2]))
     ]
     yield (
-        f"E, r and h alone, each choice on the rung below; where no spread stands, of one run. "
+        "E, r and h alone, each choice on the rung below; where no spread stands, of one run. "
         f"The best: {'; '.join(best)}.\n"
     )
     yield markdown_table(
