@@ -68,7 +68,9 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
     model = _model_defaults() | settings["model"]
     model = {name: value for name, value in model.items() if name not in _DATA_DECIDES}
     compared = {name: value for name, value in settings.items() if name not in _HOW_IT_IS_COMPUTED}
-    return json.loads(json.dumps(_defaults() | compared | {"model": model}))
+    defaults = _defaults()
+    nested = {name: part | compared.get(name, {}) for name, part in defaults.items() if isinstance(part, dict)}
+    return json.loads(json.dumps(defaults | compared | nested | {"model": model}))
 
 
 def _model_defaults() -> dict[str, Any]:

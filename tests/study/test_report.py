@@ -5,10 +5,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.study import report
+from benchmarks.study import ladder, report
 from benchmarks.study.caveats import caveats
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.results import Results
+from benchmarks.study.scales import SCALES
 from benchmarks.study.sections import dense_size_for
 from benchmarks.study.speed import kept_lines
 from benchmarks.study.tables import difference
@@ -85,6 +86,12 @@ def test_the_page_is_what_follows_from_the_kept_results():
     page = report.PAGE.read_text()
     assert report.fill(page, part) == page, "python -m benchmarks.study.report rewrites the page"
     assert {path.name: path.read_text() for path in report.PLOTS.glob("*.svg")} == plots
+
+
+def test_the_kept_ladder_is_not_run_again(tmp_path):
+    """Whatever settings have come since, with defaults under which nothing changes."""
+    scale, results = SCALES["gpu-25m"], Results("ladder", tmp_path)
+    assert not [run.name for run in results.missing(ladder.runs(scale, scale.tokens, results, [0]))]
 
 
 def test_what_has_no_results_says_so_in_a_line(tmp_path):
