@@ -289,8 +289,12 @@ def test_speed_is_that_of_the_benchmarks(kept):
     part, _ = report.study(kept)
     line = next(line for line in kept_lines(report.KEPT.parent, "training") if line["model"] == "ultramem-151m-x12")
     assert f"{float(line['of_dense']):.2f}" in line_of(part, "training-ultramem-151m-x12")
-    # Batch 1: the fastest of two mixtures of experts.
-    assert line_of(part, "decode-1")[3] == "7.70"
+    experts = [
+        float(line["step_ms"])
+        for line in kept_lines(report.KEPT.parent, "decode")
+        if line["model"] == "moe" and line["batch"] == "1"
+    ]
+    assert line_of(part, "decode-1")[3] == f"{min(experts):.2f}"
     assert "One memory layer" not in part
 
 
