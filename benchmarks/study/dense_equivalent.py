@@ -1,7 +1,7 @@
 """Dense models of one to eight times the size on the same tokens: which of them is as good as a sparse model?
 
-The sparse models are those of `equal_compute`; the report interpolates. The learning rate falls with the root of the
-width, from the best of the smallest.
+The sparse models and the smallest dense one are those of `equal_compute`; the report interpolates. The learning rate
+falls with the root of the width, from the best of the smallest.
 
 python -m benchmarks.study.dense_equivalent --data data/docs --scale gpu-15m
 """
@@ -18,11 +18,11 @@ from ultramem.recipes.registry import with_model
 from ultramem.train.config import TrainConfig
 
 EXPERIMENT = "dense_equivalent"
-FACTORS = (1, 2, 4, 8)
+FACTORS = (2, 4, 8)
 
 
 def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
-    """The sizes, ascending."""
+    """The larger sizes, ascending."""
     rates = results.of(SWEEP)
     for seed in seeds:
         dense = tuned(scale.fit(scale.recipe("dense"), tokens, seed=seed), rates, scale)

@@ -30,8 +30,9 @@ EXPLANATIONS = {
     "equal_compute": "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are "
     "of steps that had the machine to themselves; a loss in the dense model's time is that of a run on its way, whose "
     "learning rate has not come down.",
-    "dense_equivalent": "Larger dense models on the same tokens; the size between two of them is interpolated.",
-    "table_size": "UltraMem with fewer rows, and as many parameters in its matrices.",
+    "dense_equivalent": "Larger dense models on the same tokens, beside those of equal compute; the size between two "
+    "of them is interpolated.",
+    "table_size": "UltraMem with fewer rows, and as many parameters in its matrices; all rows: that of equal compute.",
     "ladder": "Each rung adds a step to the one before. ± is the standard deviation of a rung's runs, with other seeds "
     "or at other commits, and the standard error of a step; two or three runs give either only roughly.",
     "learning_rates": "Runs half as long; the best of each model, in bold, is what the other experiments take. A model "
@@ -73,9 +74,9 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
 
 
 def _section(experiment: str, rows: list[Row], kept: Path) -> Section:
-    if experiment == "dense_equivalent":
+    if experiment in ("dense_equivalent", "table_size"):
         rivals = [row for row in kept_runs("equal_compute", kept) if row["scale"] == rows[0]["scale"]]
-        return sections.dense_equivalent(rows, rivals)
+        return getattr(sections, experiment)(rows, rivals)
     if experiment == "ladder":
         return ladder(rows)
     return getattr(sections, experiment)(rows)

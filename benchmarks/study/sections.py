@@ -115,7 +115,7 @@ def loss_in(seconds: float | None, runs: Sequence[Row]) -> float | None:
 
 def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
     """The dense sizes, and for each sparse model the size of the dense model that would be as good."""
-    sizes = sorted(by_settings(rows), key=lambda runs: runs[0]["parameters"])
+    sizes = sorted(by_settings([*rows, *_named("dense", rivals)]), key=lambda runs: runs[0]["parameters"])
     points = [(runs[0]["active_parameters"], mean_of(runs, "validation_loss")) for runs in sizes]
     text = markdown_table(
         ["dense model", "parameters", "validation loss", "bits per byte", "ms a step", "seeds"],
@@ -177,15 +177,20 @@ def dense_size_for(loss: float, points: Sequence[tuple[float, float]]) -> float 
     return f"more than {millions(points[-1][0])}"
 
 
-def table_size(rows: list[Row]) -> Section:
+def _named(name: str, rivals: list[Row]) -> list[Row]:
+    return [row for row in rivals if short_name(row) == name]
+
+
+def table_size(rows: list[Row], rivals: list[Row]) -> Section:
     """Loss, time and use of the table against its rows."""
-    sizes = sorted(by_settings(rows), key=lambda runs: runs[0]["table_parameters"])
+    sizes = sorted(by_settings([*rows, *_named("ultramem", rivals)]), key=lambda runs: runs[0]["table_parameters"])
+    smallest = sizes[0][0]["table_parameters"]
     text = markdown_table(
         ["rows", "parameters of the tables", "validation loss", "bits per byte", "ms a step", "rows read in validation",
          "seeds"],
         [
             [
-                anchored("table_size", runs[0], short_name(runs[0]).rpartition("-")[2]),
+                anchored("table_size", runs[0], f"x{runs[0]['table_parameters'] / smallest:.0f}"),
                 millions(runs[0]["table_parameters"]),
                 *losses(runs),
                 step_time(runs),
@@ -195,7 +200,6 @@ def table_size(rows: list[Row]) -> Section:
             for runs in sizes
         ],
     )  # fmt: skip
-    smallest = sizes[0][0]["table_parameters"]
 
     def line(of: Callable[[list[Row]], float]) -> list[tuple[float, float]]:
         return [(log2(runs[0]["table_parameters"] / smallest), of(runs)) for runs in sizes]

@@ -43,9 +43,9 @@ def rivals(scale: Scale) -> Iterator[TrainConfig]:
 
 def sizes(scale: Scale) -> Iterator[TrainConfig]:
     """The others of `table_size` and `dense_equivalent`."""
-    for factor in table_size.FACTORS[:-1]:
+    for factor in table_size.FACTORS:
         yield table_size.resized(timed(scale, "ultramem"), factor)
-    for factor in dense_equivalent.FACTORS[1:]:
+    for factor in dense_equivalent.FACTORS:
         yield dense_equivalent.grown(timed(scale, "dense"), factor)
 
 

@@ -1,6 +1,7 @@
 """UltraMem with 1, 4, 16 and 64 times the rows at fixed active parameters: loss, time of a step, rows that are used.
 
-Keys a side grow with the root of the rows. Where they are fewer, wider feed-forward branches make up for their work.
+The last are the recipe's own, which `equal_compute` trains. Keys a side grow with the root of the rows. Where they are
+fewer, wider feed-forward branches make up for their work.
 
 python -m benchmarks.study.table_size --data data/docs --scale gpu-15m
 """
@@ -18,11 +19,12 @@ from ultramem.recipes.registry import with_model
 from ultramem.train.config import TrainConfig
 
 EXPERIMENT = "table_size"
-FACTORS = (1, 4, 16, 64)
+FACTORS = (1, 4, 16)
+WHOLE = 64
 
 
 def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
-    """The sizes, the recipe's own last."""
+    """The smaller sizes, ascending."""
     rates = results.of(SWEEP)
     for seed in seeds:
         ultramem = tuned(scale.fit(scale.recipe("ultramem"), tokens, seed=seed), rates, scale)
@@ -33,7 +35,7 @@ def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> I
 def resized(ultramem: TrainConfig, factor: int) -> TrainConfig:
     """UltraMem with `factor` times the fewest rows, and as many parameters in its matrices."""
     model = ultramem.model
-    num_keys = round(model.memory_num_keys * (factor / FACTORS[-1]) ** 0.5)
+    num_keys = round(model.memory_num_keys * (factor / WHOLE) ** 0.5)
     fewer = replace(with_model(ultramem, memory_num_keys=num_keys), name=f"{ultramem.name}-rows-x{factor}")
     missing = count_parameters(model).matrices - count_parameters(fewer.model).matrices
     wider = round(missing / (3 * model.hidden_size * model.num_hidden_layers) / 8) * 8

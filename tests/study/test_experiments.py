@@ -29,8 +29,8 @@ pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 EXPERIMENTS = {
     equal_compute: 3 * 7,
-    dense_equivalent: 4,
-    table_size: 4,
+    dense_equivalent: 3,
+    table_size: 3,
     ladder: 18,
 }
 
@@ -217,9 +217,9 @@ def test_rows_multiply_at_fixed_compute(tiny_scale, tmp_path):
     ultramem = recipes.get("gpu-25m-ultramem")
     scale = command.SCALES["gpu-25m"]
     sizes = list(table_size.runs(scale, scale.tokens, Results("table_size", tmp_path), [0]))
+    sizes.append(ultramem)
     tables = [count_parameters(config.model).tables for config in sizes]
     assert [table / tables[0] for table in tables] == [1, 4, 16, 64]
-    assert tables[-1] == count_parameters(ultramem.model).tables
     flops = [count_flops(config.model, 512).per_token for config in sizes]
     assert max(flops) / min(flops) < 1.01
 
