@@ -160,6 +160,14 @@ def test_initialisation_reaches_what_to_empty_left(build, member):
     torch.testing.assert_close(model.model.rotary_emb.inv_freq, expected.model.rotary_emb.inv_freq)
 
 
+@pytest.mark.parametrize("name", ["dense", "ultramem", "ultramem-v2-ring", "pkm", "memory-plus", "peer-block"])
+def test_shapes_are_known_without_numbers(build, tokens, name):
+    """But for experts, whose shares of the tokens are numbers."""
+    with torch.device("meta"):
+        model = build(name)
+    assert model(tokens.to("meta")).logits.shape == (*tokens.shape, 61)
+
+
 @pytest.mark.parametrize("name", ["moe", "ultramem", "ultramem-v2-ring", "memory-plus", "peer"])
 def test_gradient_checkpointing_changes_nothing(build, tokens, name):
     plain, checkpointed = build(name, dropout=0.2).train(), build(name, dropout=0.2).train()

@@ -91,6 +91,14 @@ def test_the_measured_share_of_touched_rows_decides_which_are_stepped(state):
     assert not torch.equal(measured[26:], told[26:])
 
 
+def test_a_copy_decides_likewise():
+    optimizer = copy.deepcopy(RowAdamW([table()], lazy_share=0.5, **SETTINGS))
+    (copied,) = optimizer.param_groups[0]["params"]
+    copied.grad = sparse(range(26), gradient(0, 26))
+    optimizer.step()
+    assert not torch.equal(copied[26:], table()[26:])
+
+
 def test_a_row_that_comes_twice_counts_with_its_sum():
     once, twice = table(), table()
     values = gradient(0, rows=3)

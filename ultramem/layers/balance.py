@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ultramem.ops.precision import accumulation_dtype
+from ultramem.ops.precision import accumulation_dtype, autocast_off
 
 
 def key_balance_loss(query: Tensor, keys: Tensor, filter_vectors: Tensor, slots: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def key_balance_loss(query: Tensor, keys: Tensor, filter_vectors: Tensor, slots:
         tensor(1.)
     """
     num_keys = keys.shape[2]
-    with torch.autocast(query.device.type, enabled=False):  # as of the filter itself
+    with autocast_off(query.device):  # as of the filter itself
         dtype = accumulation_dtype(query.dtype)
         filters_NHSrd = query.to(dtype) * filter_vectors.to(dtype)[..., None]
         scores_HSNn = filters_NHSrd.flatten(-2).permute(1, 2, 0, 3) @ keys.to(dtype).flatten(-2).mT

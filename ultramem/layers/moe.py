@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ultramem.layers.mlp import SwiGLU
+from ultramem.ops.precision import autocast_off
 
 
 class MoEOutput(NamedTuple):
@@ -104,7 +105,7 @@ class MoE(nn.Module):
     def _route(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Chooses the experts: their weights (N, K), their numbers (N, K) and the auxiliary loss."""
         # Autocast would round the logits to half precision, where close experts tie.
-        with torch.autocast(hidden_ND.device.type, enabled=False):
+        with autocast_off(hidden_ND.device):
             router_dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
             logits_NE = F.linear(hidden_ND.to(router_dtype), self.router.weight.to(router_dtype))
         probabilities_NE = logits_NE.softmax(dim=-1)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ultramem import ops
 from ultramem.layers.kept import Kept
+from ultramem.ops.precision import autocast_off
 
 NORM_EPSILON = 1e-6
 
@@ -92,7 +93,7 @@ class Query(nn.Module):
         if self.norm_weight is None:
             return query
         # Autocast would leave it in float32: twice the bytes, and products at a tenth of the speed, for the retrieval.
-        with torch.autocast(query.device.type, enabled=False):
+        with autocast_off(query.device):
             return F.rms_norm(query, query.shape[-1:], eps=NORM_EPSILON)
 
 

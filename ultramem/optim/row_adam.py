@@ -87,6 +87,10 @@ class RowAdamW(Optimizer):
             if parameter.ndim != 2:
                 raise ValueError(f"a parameter has shape {tuple(parameter.shape)}: only tables (rows, width) fit here")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has what PyTorch knows of an optimizer, and this.
+        return super().__getstate__() | {"lazy_share": self.lazy_share}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
         """Take one step; parameters without a gradient are left alone.
