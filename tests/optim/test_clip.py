@@ -13,7 +13,7 @@ def sparse(rows, values, shape):
 def parameters(gradients):
     result = []
     for gradient in gradients:
-        parameter = torch.nn.Parameter(torch.zeros(gradient.shape))
+        parameter = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=gradient.dtype))
         parameter.grad = gradient
         result.append(parameter)
     return result
@@ -36,6 +36,19 @@ def test_a_row_of_several_micro_batches_counts_once_with_its_sum():
     torch.testing.assert_close(clip_gradients(ours, 0.5), torch.nn.utils.clip_grad_norm_(theirs, 0.5))
     torch.testing.assert_close(ours[0].grad.to_dense(), theirs[0].grad)
     torch.testing.assert_close(ours[1].grad, theirs[1].grad)
+
+
+def test_gradients_of_several_dtypes_get_one_factor():
+    torch.manual_seed(0)
+    values = [torch.randn(4, 3, dtype=dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)]
+    values.append(torch.randn(2, 3).bfloat16())
+    clipped = parameters([*(value.clone() for value in values[:3]), sparse([0, 4], values[3].clone(), (6, 3))])
+    norm = torch.cat([value.double().flatten() for value in values]).norm()
+    precision = torch.finfo(torch.bfloat16).eps  # a dtype's norm, and its factor, have its precision
+    torch.testing.assert_close(clip_gradients(clipped, 0.5).double(), norm, rtol=precision, atol=0)
+    for parameter, value in zip(clipped, values, strict=True):
+        scaled = parameter.grad.values() if parameter.grad.is_sparse else parameter.grad
+        torch.testing.assert_close(scaled.double(), value.double() * 0.5 / norm, rtol=2 * precision, atol=0)
 
 
 def test_small_gradients_and_an_infinite_limit_change_nothing():

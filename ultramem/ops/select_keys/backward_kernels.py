@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ultramem.ops.select_keys.kernels import aligned
 
-# Rows in flight a program, and its warps: with 16 bytes a load, one warp and a row at a time hide most latency.
+# Rows in flight a program, and its warps: at 16 bytes a load one warp takes 256 numbers, mostly a whole row, at once.
 TILE = dict(CHOICES=4, num_warps=1)
 
 
