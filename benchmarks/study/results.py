@@ -3,14 +3,12 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import RESULTS
-from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.train.config import TrainConfig
-from ultramem.train.config_json import config_to_dict, model_to_dict
+from ultramem.train.config_json import config_to_dict, with_defaults
 
 KEPT = RESULTS / "study"
 
@@ -65,20 +63,6 @@ class Results:
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    model = _model_defaults() | settings["model"]
-    model = {name: value for name, value in model.items() if name not in _DATA_DECIDES}
-    compared = {name: value for name, value in settings.items() if name not in _HOW_IT_IS_COMPUTED}
-    defaults = _defaults()
-    nested = {name: part | compared.get(name, {}) for name, part in defaults.items() if isinstance(part, dict)}
-    return json.loads(json.dumps(defaults | compared | nested | {"model": model}))
-
-
-def _model_defaults() -> dict[str, Any]:
-    return model_to_dict(UltraMemConfig())
-
-
-def _defaults() -> dict[str, Any]:
-    """What a run that was kept before a setting existed had in its stead."""
-    plain = {field.name: field.default for field in fields(TrainConfig) if field.default is not MISSING}
-    made = {field.name: field.default_factory for field in fields(TrainConfig)}
-    return plain | {name: asdict(make()) for name, make in made.items() if make is not MISSING}
+    compared = {name: value for name, value in with_defaults(settings).items() if name not in _HOW_IT_IS_COMPUTED}
+    model = {name: value for name, value in compared["model"].items() if name not in _DATA_DECIDES}
+    return compared | {"model": model}

@@ -31,6 +31,31 @@ def config_to_dict(config: TrainConfig) -> dict[str, Any]:
     return values | {"model": model_to_dict(config.model)} | nested
 
 
+def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Add to a run's JSON the settings that have come since it was recorded: each had its default.
+
+    Args:
+        recorded: what `config_to_dict` gave, of this version or an earlier one.
+
+    Returns:
+        All fields of today, as JSON gives them back.
+
+    Example:
+        >>> with_defaults({"steps": 9, "optimizer": {"learning_rate": 1e-3}})["optimizer"]["clip_norm"]
+        1.0
+    """
+    settings = dataclasses.fields(TrainConfig)
+    plain = {entry.name: entry.default for entry in settings if entry.default is not dataclasses.MISSING}
+    made = {
+        entry.name: dataclasses.asdict(entry.default_factory())
+        for entry in settings
+        if entry.default_factory is not dataclasses.MISSING
+    }
+    parts = made | {"model": model_to_dict(UltraMemConfig())}
+    nested = {name: part | recorded.get(name, {}) for name, part in parts.items()}
+    return json.loads(json.dumps(plain | recorded | nested))
+
+
 def load_config(path: Path) -> TrainConfig:
     """Read a run from JSON, as ``run.json`` of a run folder holds it.
 

@@ -12,7 +12,7 @@ from ultramem.data.tokens import TokenDataset
 from ultramem.train.atomic import write_json, write_text
 from ultramem.train.checkpoint_files import Checkpoints
 from ultramem.train.config import TrainConfig
-from ultramem.train.config_json import config_to_dict
+from ultramem.train.config_json import config_to_dict, with_defaults
 from ultramem.train.environment import describe_environment
 from ultramem.train.records import WRITTEN_ANEW, read_json, read_record
 
@@ -112,7 +112,7 @@ def _alone_in(path: Path) -> Iterator[None]:
 
 def _check_same_run(run: RunFolder, config: TrainConfig, data: TokenDataset) -> None:
     fields = {"name": str, "model": dict, "optimizer": dict, "steps": int}
-    recorded = read_record(run.config, fields, "restore it, or choose another folder")
+    recorded = with_defaults(read_record(run.config, fields, "restore it, or choose another folder"))
     current = json.loads(json.dumps(config_to_dict(config)))
     taken = Checkpoints(run.checkpoints).newest_step or 0
     may_change_length = _same_rates(range(taken), recorded["steps"], config)
