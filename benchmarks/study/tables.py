@@ -74,7 +74,8 @@ def with_step_times(rows: Sequence[Row], times: Sequence[Row]) -> list[Row]:
 
 def _same_step(row: Row, time: Row) -> bool:
     same = ("model", "batch_size", "sequence_length")
-    return all(row["settings"][name] == time["settings"][name] for name in same)
+    alike = all(row["settings"][name] == time["settings"][name] for name in same)
+    return alike and row["hardware"] == time["hardware"]
 
 
 def _timed(row: Row, time: Row) -> Row:

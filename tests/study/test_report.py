@@ -210,9 +210,10 @@ def test_a_step_that_was_timed_alone_is_every_such_models(kept):
     results = Results("equal_compute", kept)
     rows = [each | {"side_by_side": 3} for each in results.rows()]
     results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    Results("step_time", kept, kept).add(
-        {"settings": rows[1]["settings"] | {"compile": True, "steps": 9}, "seconds_per_step": 0.5}
-    )
+    timed = {"settings": rows[1]["settings"] | {"compile": True, "steps": 9}, "hardware": rows[1]["hardware"]}
+    times = Results("step_time", kept, kept)
+    times.add(timed | {"seconds_per_step": 0.7, "hardware": "another machine"})
+    times.add(timed | {"seconds_per_step": 0.5})
     dense, moe = (line_of(report.study(kept)[0], f"equal-compute-gpu-25m-{name}") for name in ("dense", "moe"))
     assert (dense[-3], moe[-3]) == ("", "500.0")
 
