@@ -5,10 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.study.kept_runs import kept_runs
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.sections import loss_in, training_seconds
 from benchmarks.study.speed import Line, kept_lines
-from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, kept_runs, mean_of, short_name
+from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, mean_of, short_name
 
 
 class Kept(NamedTuple):

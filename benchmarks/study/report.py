@@ -8,10 +8,11 @@ from pathlib import Path
 
 from benchmarks.study import sections
 from benchmarks.study.caveats import caveats
+from benchmarks.study.kept_runs import kept_runs
 from benchmarks.study.ladder_section import ladder
 from benchmarks.study.results import KEPT
 from benchmarks.study.speed import speed
-from benchmarks.study.tables import Row, Section, by_scale, kept_runs, provenance
+from benchmarks.study.tables import Row, Section, by_scale, provenance
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/results.md"

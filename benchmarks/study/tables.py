@@ -1,13 +1,12 @@
 """Pieces of a Markdown page: sections, tables, and numbers with their spread."""
 
+import json
 from collections.abc import Iterable, Sequence
 from math import sqrt
-from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any, NamedTuple
 
-from benchmarks.study.results import Results
-from benchmarks.study.step_time import EXPERIMENT as STEP_TIME
+from ultramem.train.config_json import with_defaults
 
 Row = dict[str, Any]
 
@@ -61,28 +60,6 @@ def anchored(experiment: str, row: Row, shown: str) -> str:
     return f'<a id="{anchor(experiment, row)}"></a>{shown}'
 
 
-def kept_runs(experiment: str, folder: Path) -> list[Row]:
-    """The rows of an experiment, a step's time that which `step_time` has measured, if it has."""
-    results = Results(experiment, folder, folder)
-    return with_step_times(results.rows(), results.of(STEP_TIME))
-
-
-def with_step_times(rows: Sequence[Row], times: Sequence[Row]) -> list[Row]:
-    """Give runs, which others slowed down, the time of a step of their model alone, where it was measured."""
-    return [row | next((_timed(row, time) for time in times if _same_step(row, time)), {}) for row in rows]
-
-
-def _same_step(row: Row, time: Row) -> bool:
-    same = ("model", "batch_size", "sequence_length")
-    alike = all(row["settings"][name] == time["settings"][name] for name in same)
-    return alike and row["hardware"] == time["hardware"]
-
-
-def _timed(row: Row, time: Row) -> Row:
-    settings = row["settings"] | {"compile": time["settings"]["compile"]}
-    return {"seconds_per_step": time["seconds_per_step"], "side_by_side": 1, "settings": settings}
-
-
 def alone(runs: Sequence[Row]) -> list[Row]:
     """Those runs that had the machine to themselves: their times are their own."""
     return [row for row in runs if row.get("side_by_side", 1) == 1]
@@ -103,21 +80,15 @@ def step_time(runs: Sequence[Row]) -> str:
 
 def by_settings(rows: Iterable[Row]) -> list[list[Row]]:
     """Runs that differ in nothing but the seed together, in the order of their first run."""
-    grouped: list[list[Row]] = []
+    grouped: dict[str, list[Row]] = {}
     for row in rows:
-        for group in grouped:
-            if _settings(group[0]) == _settings(row):
-                group.append(row)
-                break
-        else:
-            grouped.append([row])
-    return grouped
+        grouped.setdefault(json.dumps(_settings(row), sort_keys=True), []).append(row)
+    return [*grouped.values()]
 
 
 def _settings(row: Row) -> Row:
-    return {name: value for name, value in row["settings"].items() if name not in ("seed", "compile")} | {
-        "name": row["name"]
-    }
+    settings = with_defaults(row["settings"])
+    return {name: value for name, value in settings.items() if name not in ("seed", "compile")} | {"name": row["name"]}
 
 
 def by_scale(rows: Sequence[Row]) -> list[list[Row]]:

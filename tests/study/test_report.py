@@ -229,6 +229,15 @@ def test_runs_with_other_settings_stand_apart(kept):
     assert ["| 0.5 | 9.000 |" in line for line in lines] == [False, True]
 
 
+def test_a_run_from_before_a_setting_came_stands_with_the_others(kept):
+    results = Results("equal_compute", kept)
+    before, *others = results.rows()
+    del before["settings"]["optimizer"]["lazy_share"], before["settings"]["model"]["memory_window"]
+    page = report.study(kept)
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in (before, *others)))
+    assert report.study(kept) == page
+
+
 def test_a_best_rate_with_no_other_beyond_it_is_said(kept):
     results = Results("learning_rates", kept)
     results.path.unlink()

@@ -1,0 +1,30 @@
+"""Finished runs as the page reads them: with the time of a step of their model alone, where it was measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.study.results import Results
+from benchmarks.study.step_time import EXPERIMENT as STEP_TIME
+from benchmarks.study.tables import Row
+
+
+def kept_runs(experiment: str, folder: Path) -> list[Row]:
+    """The rows of an experiment, a step's time that which `step_time` has measured, if it has."""
+    results = Results(experiment, folder, folder)
+    return with_step_times(results.rows(), results.of(STEP_TIME))
+
+
+def with_step_times(rows: Sequence[Row], times: Sequence[Row]) -> list[Row]:
+    """Give runs, which others slowed down, the time of a step of their model alone, where it was measured."""
+    return [row | next((_timed(row, time) for time in times if _same_step(row, time)), {}) for row in rows]
+
+
+def _same_step(row: Row, time: Row) -> bool:
+    same = ("model", "batch_size", "sequence_length")
+    alike = all(row["settings"][name] == time["settings"][name] for name in same)
+    return alike and row["hardware"] == time["hardware"]
+
+
+def _timed(row: Row, time: Row) -> Row:
+    settings = row["settings"] | {"compile": time["settings"]["compile"]}
+    return {"seconds_per_step": time["seconds_per_step"], "side_by_side": 1, "settings": settings}
