@@ -2,9 +2,10 @@
 
 UltraMem (arXiv 2411.12364), figures 1b and 6c: the time of a step against the batch, and against the size of the table.
 All models have one trunk (2 key and value heads), random weights in bfloat16 and a full cache of 2048 tokens, and run
-as `ultramem.models.decoding.DecodeGraph`, from a token's number to the next token's. The floor is the bytes of the
-weights and of the cache that a step reads, at the speed of a device copy. Before anything is timed, the graph must
-choose the same tokens as the plain model.
+as `ultramem.models.decoding.DecodeGraph`, from a token's number to the next token's. The trunk is plain, or its blocks
+are compiled, with PyTorch's fused attention or with products and a softmax that a compiler may fuse. The floor is the
+bytes of the weights and of the cache that a step reads, at the speed of a device copy. Before anything is timed, the
+graph must choose the same tokens as the model that it captures, whose logits must be near the plain model's.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import gc
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import median
 from typing import Any
 
@@ -30,6 +31,7 @@ from ultramem.models.decoding import DecodeGraph
 
 CONTEXT = 2048
 STEPS = 24
+TRUNKS = {"compiled": "sdpa", "compiled-eager": "eager", "plain": "sdpa"}  # and their attention
 EXPERTS = ("grouped_mm", "batched_mm")
 MODELS = {"dense": "dense-1.6b", "moe": "moe-1.6b-2in34", "ultramem": "ultramem-1.6b-x12"}
 # Selecting every token's experts copies their matrices: 76 MB a token here.
@@ -62,6 +64,7 @@ class Experts(nn.Module):
 
 def build(config: UltraMemConfig) -> UltraMemForCausalLM:
     """The model with random weights in bfloat16, made on the GPU."""
+    release()  # compiled blocks hold themselves: two models at once are more than a GPU has
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -85,7 +88,8 @@ def filled_cache(model: UltraMemForCausalLM, batch: int) -> tuple[StaticCache, T
     """A cache that lacks a few of 2048 random tokens, and tokens to go on with."""
     cache = StaticCache(config=model.config, max_cache_len=CONTEXT)
     tokens = torch.randint(model.config.vocab_size, (batch, 4), device="cuda")
-    with torch.no_grad():
+    # Of compiled blocks only what a step runs is compiled.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         chosen = model(tokens, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
         for layer in cache.layers:
             layer.keys.normal_()
@@ -104,15 +108,43 @@ def greedy(step: Any, cache: StaticCache, tokens: Tensor, number: int) -> Tensor
 
 
 def check_same_tokens(model: UltraMemForCausalLM, batch: int = 4, number: int = 16) -> None:
-    """Refuses to go on where the graph chooses other tokens than the plain model."""
+    """Refuses to go on where the graph chooses other tokens than the model that it captures."""
     chosen = []
     for step in (model, DecodeGraph(model)):
         torch.manual_seed(1)
         chosen.append(greedy(step, *filled_cache(model, batch), number))
     same = (chosen[0] == chosen[1]).sum().item()
-    print(f"  {same} of {chosen[0].numel()} tokens of the graph are the plain model's", flush=True)
+    print(f"  {same} of {chosen[0].numel()} tokens of the graph are the model's", flush=True)
     if same != chosen[0].numel():
-        raise SystemExit("the graph chooses other tokens than the plain model")
+        raise SystemExit("the graph chooses other tokens than the model")
+
+
+def check_near_plain(model: UltraMemForCausalLM, attention: str, batch: int = 4) -> None:
+    """Refuses to go on where a step's logits are not the plain model's up to rounding.
+
+    Rounding the residual stream after each branch makes them differ by some hundredths, a wrong block by their size.
+    """
+    logits = []
+    for stance, kernel in (("force_eager", "sdpa"), ("default", attention)):
+        torch.manual_seed(1)
+        model.set_attn_implementation("sdpa")  # so that both go on with the same tokens
+        cache, tokens = filled_cache(model, batch)
+        model.set_attn_implementation(kernel)
+        with torch.no_grad(), torch.compiler.set_stance(stance):
+            logits.append(model(input_ids=tokens, past_key_values=cache).logits.float())
+    error = ((logits[1] - logits[0]).norm() / logits[0].norm()).item()
+    print(f"  logits differ from the plain model's by {error:.2g} of their norm", flush=True)
+    if not error < 0.1:
+        raise SystemExit("the trunk's logits are not the plain model's")
+
+
+def choose_trunk(model: UltraMemForCausalLM, trunk: str) -> None:
+    """Compiles the blocks where the trunk says so, and chooses its attention. A plain trunk comes first."""
+    torch.compiler.reset()  # a process has room for few models' code
+    if trunk != "plain":
+        model.compile_regions()
+        check_near_plain(model, TRUNKS[trunk])
+    model.set_attn_implementation(TRUNKS[trunk])
 
 
 def step_milliseconds(model: UltraMemForCausalLM, batch: int) -> float:
@@ -142,18 +174,28 @@ def bytes_of_a_step(config: UltraMemConfig, batch: int) -> float:
     return 2.0 * (dense + batch * (active.tables + cache))
 
 
-def measure(name: str, config: UltraMemConfig, batches: list[int], copy: float) -> Iterator[dict[str, Any]]:
-    """Rows of one model; every row is one batch and, for experts, one implementation of them."""
+def release() -> None:
+    """Gives back what nothing refers to."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def measure(
+    name: str, config: UltraMemConfig, trunks: list[str], batches: list[int], copy: float
+) -> Iterator[dict[str, Any]]:
+    """Rows of one model; every row is one batch, one trunk and, for experts, one implementation of them."""
     begun = time.perf_counter()
     model = build(config)
     sparse = count_parameters(config)
     print(f"{name}: {sparse.total / 1e9:.2f}B parameters, built in {time.perf_counter() - begun:.1f} s", flush=True)
     implementations = EXPERTS if config.ffn == "moe" else ("",)
-    for number, implementation in enumerate(implementations):
+    for trunk, implementation in product(sorted(trunks, key="plain".__ne__), implementations):
+        print(f"{name}, {trunk} trunk {implementation}", flush=True)
         for module in model.modules():
             if isinstance(module, MixtralExperts):
                 module.config._experts_implementation = implementation
-        if number == 0:
+        choose_trunk(model, trunk)
+        if implementation == implementations[0]:
             check_same_tokens(model)
         for batch in batches:
             if implementation == "batched_mm" and batch > BATCHED_MM_TOKENS:
@@ -162,6 +204,7 @@ def measure(name: str, config: UltraMemConfig, batches: list[int], copy: float) 
             floor = bytes_of_a_step(config, batch) / copy / 1e3
             yield {
                 "model": name,
+                "trunk": trunk,
                 "experts": implementation,
                 "batch": batch,
                 "table_rows": config.memory_num_keys**2 if config.memory else 0,
@@ -172,25 +215,29 @@ def measure(name: str, config: UltraMemConfig, batches: list[int], copy: float) 
                 "tokens_per_second": batch / milliseconds * 1e3,
                 "share_of_floor": floor / milliseconds,
             }
-            gc.collect()
-            torch.cuda.empty_cache()
+            release()
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every row's time in multiples of the dense model's, and how many times the best mixture of experts is slower."""
-    dense = {row["batch"]: row["step_ms"] for row in rows if row["model"] == "dense"}
-    moe: dict[int, float] = {}
+    """Every row's time in multiples of the dense model's with the same trunk, and how many times the best mixture of
+    experts with that trunk is slower."""
+    dense: dict[tuple[str, int], float] = {}
+    moe: dict[tuple[str, int], float] = {}
     for row in rows:
-        if row["model"] == "moe":
-            moe[row["batch"]] = min(row["step_ms"], moe.get(row["batch"], float("inf")))
-    return [
-        row
-        | {
-            "of_dense": row["step_ms"] / dense[row["batch"]] if row["batch"] in dense else None,
-            "moe_is_slower": moe[row["batch"]] / row["step_ms"] if row["batch"] in moe else None,
+        place, milliseconds = (row["trunk"], row["batch"]), row["step_ms"]
+        if row["model"] == "dense":
+            dense[place] = milliseconds
+        elif row["model"] == "moe":
+            moe[place] = min(milliseconds, moe.get(place, float("inf")))
+
+    def ratios(row: dict[str, Any]) -> dict[str, float | None]:
+        place, milliseconds = (row["trunk"], row["batch"]), row["step_ms"]
+        return {
+            "of_dense": milliseconds / dense[place] if place in dense else None,
+            "moe_is_slower": moe[place] / milliseconds if place in moe else None,
         }
-        for row in rows
-    ]
+
+    return [row | ratios(row) for row in rows]
 
 
 def keep(rows: list[dict[str, Any]], name: str) -> None:
@@ -217,6 +264,7 @@ def main() -> None:
     """Measures, prints tables and keeps the rows after each of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--trunks", nargs="+", default=list(TRUNKS), choices=list(TRUNKS))
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 4, 16, 64, 256])
     parser.add_argument("--tables", nargs="*", type=int, default=[1, 4, 16, 64], help="sizes in multiples of the least")
     parser.add_argument("--layers", type=int, help="blocks, for a quick look; all by default")
@@ -226,7 +274,8 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = []
     for name in arguments.models:
-        for row in measure(name, sized(recipes.get(MODELS[name]).model, arguments.layers), arguments.batches, copy):
+        config = sized(recipes.get(MODELS[name]).model, arguments.layers)
+        for row in measure(name, config, arguments.trunks, arguments.batches, copy):
             rows.append(row)
             keep(rows, "decode")
     if rows:
@@ -236,7 +285,8 @@ def main() -> None:
     full = sized(recipes.get(MODELS["ultramem"]).model, arguments.layers)
     for times in arguments.tables:
         num_keys = round(full.memory_num_keys * (times / 64) ** 0.5)
-        for row in measure(f"ultramem, table x{times}", replace(full, memory_num_keys=num_keys), [64], copy):
+        config = replace(full, memory_num_keys=num_keys)
+        for row in measure(f"ultramem, table x{times}", config, arguments.trunks[:1], [64], copy):
             first = grown[0]["step_ms"] if grown else row["step_ms"]
             grown.append(row | {"of_the_least": row["step_ms"] / first})
             keep(grown, "decode_table")

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ultramem import recipes
-from ultramem.distributed.parallelize import compile_regions
 from ultramem.layers import Table
 from ultramem.models import UltraMemConfig, UltraMemForCausalLM
 from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
@@ -54,7 +53,7 @@ class TrainingStep:
         self.loss = torch.full((), torch.nan)
         if compiled:
             torch.compiler.reset()
-            compile_regions(self.model)
+            self.model.compile_regions()
 
     def parts(self) -> Iterator[str]:
         """Take the step; the name of each of `PARTS` comes after it."""

@@ -1,5 +1,8 @@
+from functools import partial
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from ultramem import UltraMemConfig, UltraMemForCausalLM
 
@@ -108,3 +111,12 @@ def tokens() -> torch.Tensor:
 @pytest.fixture(params=FAMILY)
 def member(request) -> str:
     return request.param
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Counts what is compiled, without generating code; a graph break is an error."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, fullgraph=True, backend=counter))
+    return counter

@@ -1,27 +1,13 @@
 """Compiled, a model trains as it does plain: in regions, as the trainer compiles it, and in one graph."""
 
+import copy
 import gc
 
 import pytest
 import torch
-from torch import nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from ultramem.distributed.activation_checkpoint import checkpoint_activations
-from ultramem.distributed.parallelize import compile_regions
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    """Counts what is compiled, without generating code; a graph break is an error."""
-    torch.compiler.reset()
-    counter = CompileCounterWithBackend("aot_eager")
-    plain = nn.Module.compile
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda self, **settings: plain(self, fullgraph=True, backend=counter, **settings)
-    )
-    return counter
 
 
 def loss_and_gradients(model, tokens):
@@ -40,10 +26,11 @@ def test_alike_blocks_share_one_code_and_train_as_plain_ones(build, tokens, grap
         if checkpointed:
             checkpoint_activations(model)
         if compiled:
-            compile_regions(model)
+            model.compile_regions()
         results.append(loss_and_gradients(model, tokens))
     assert_close(results[1], results[0])
-    assert graphs.frame_count == (2 if name == "dense" else 3)  # a block, the cross-entropy, and a memory's queries
+    # What comes before a block's cache and after it, the cross-entropy, and a memory's queries.
+    assert graphs.frame_count == (3 if name == "dense" else 4)
 
 
 @pytest.mark.parametrize("name", ["dense", "moe", "pkm", "ultramem", "ultramem-v2", "memory-plus"])
@@ -52,7 +39,7 @@ def test_another_model_of_the_same_sizes_finds_its_code_compiled(build, tokens, 
     counts = []
     for _ in range(2):
         model = build(name).train()
-        compile_regions(model)
+        model.compile_regions()
         loss_and_gradients(model, tokens)
         counts.append(graphs.frame_count)
         del model
@@ -60,19 +47,30 @@ def test_another_model_of_the_same_sizes_finds_its_code_compiled(build, tokens, 
     assert counts[1] == counts[0]
 
 
+def test_a_copy_of_a_compiled_model_has_weights_of_its_own(build, tokens, graphs):
+    model = build("dense")
+    model.compile_regions()
+    twin = copy.deepcopy(model)
+    torch.nn.init.zeros_(twin.model.layers[0].mlp.down_proj.weight)
+    expected = build("dense")
+    torch.nn.init.zeros_(expected.model.layers[0].mlp.down_proj.weight)
+    assert_close(twin(tokens).logits, expected(tokens).logits)
+    assert_close(model(tokens).logits, build("dense")(tokens).logits)
+
+
 def test_a_block_with_experts_compiles_whole(build, tokens, graphs):
     """Also where three kinds of blocks meet."""
     plain, compiled = build("ultramem-moe").train(), build("ultramem-moe").train()
-    compile_regions(compiled)
+    compiled.compile_regions()
     assert_close(loss_and_gradients(compiled, tokens), loss_and_gradients(plain, tokens))
-    assert graphs.frame_count == 5
+    assert graphs.frame_count == 6
 
 
 def test_nothing_is_compiled_again_after_the_first_step_and_validation(build, tokens, graphs):
     """Neither for a chunk of another length, nor for what memories return; a batch of another shape costs once."""
     model = build("ultramem")
     model.next_token_loss.chunk_elements = model.config.vocab_size * (tokens.numel() * 2 // 3)
-    compile_regions(model)
+    model.compile_regions()
 
     def step(tokens):
         model.train()
@@ -100,7 +98,7 @@ def test_nothing_is_compiled_again_after_the_first_step_and_validation(build, to
         before = graphs.frame_count
         function(shown)
         counts.append(graphs.frame_count - before)
-    assert counts == [3, 0, 3, 0, 0, 2, 0, 0, 0]
+    assert counts == [4, 0, 4, 0, 0, 3, 0, 0, 0]
 
 
 @pytest.mark.slow

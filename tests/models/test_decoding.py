@@ -56,6 +56,22 @@ def test_a_graph_takes_the_cache_by_the_name_that_transformers_gives_it(build, t
     assert logits.equal(model(first, past_key_values=cache).logits)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["dense", "moe", "ultramem"])
+def test_compiled_blocks_share_one_code_and_choose_the_same_tokens(build, tokens, graphs, name, attention):
+    """In the prompt's pass, in a step's, and no more in the steps after, with another cache too."""
+    model = build(name, attn_implementation=attention)
+    expected = greedy(model, *prefilled(model, tokens))
+    model.compile_regions()
+    regions = 3 if name == "ultramem" else 2  # before a block's cache, after it, and a memory's queries
+    cache, first = prefilled(model, tokens)
+    assert graphs.frame_count == regions
+    assert greedy(model, cache, first) == expected
+    assert graphs.frame_count == 2 * regions
+    assert greedy(model, *prefilled(model, tokens)) == expected
+    assert graphs.frame_count == 2 * regions
+
+
 @pytest.mark.slow
 def test_a_compiled_step_is_one_graph_and_chooses_the_same_tokens(build, tokens):
     model = build("ultramem")
@@ -85,6 +101,17 @@ def test_a_graph_chooses_the_same_tokens(on_gpu, tokens, member, dtype):
     step = DecodeGraph(model)
     assert greedy(step, cache, first) == expected
     assert greedy(step, *prefilled(model, tokens)) == expected, "captured anew for another cache"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["dense", "ultramem"])
+def test_a_graph_of_compiled_blocks_chooses_the_same_tokens(on_gpu, tokens, name, attention):
+    model, tokens = on_gpu(name), tokens.cuda()
+    expected = greedy(model, *prefilled(model, tokens))
+    model.set_attn_implementation(attention)
+    model.compile_regions()
+    assert greedy(DecodeGraph(model), *prefilled(model, tokens)) == expected
 
 
 @pytest.mark.gpu

@@ -96,7 +96,8 @@ def test_skip_units_equal_a_loop_by_hand(build, tokens):
     rotary = trunk.rotary_emb(hidden, torch.arange(tokens.shape[1])[None])
     arriving = {3: [], 4: []}
     for number, block in enumerate(trunk.layers, start=1):
-        hidden = hidden + block.self_attn(block.input_layernorm(hidden), rotary)
+        attention = block.self_attn
+        hidden = hidden + attention.attend(attention.project(block.input_layernorm(hidden), rotary))
         normed = block.post_attention_layernorm(hidden)
         hidden = hidden + block.mlp(normed)
         for unit, read, add in ((0, 1, 3), (1, 2, 4), (2, 4, 4)):

@@ -23,7 +23,7 @@ def parallelize(
         mesh: how the processes are arranged; None: this is the only one.
         table_style: how tables are divided among the processes of the table axis.
         activation_checkpointing: see `checkpoint_activations`.
-        compile: see `compile_regions`.
+        compile: see `UltraMemForCausalLM.compile_regions`.
     """
     if mesh is not None:
         shard_tables(model, mesh.tables, table_style)
@@ -31,24 +31,9 @@ def parallelize(
     if activation_checkpointing:
         checkpoint_activations(model)
     if compile:
-        compile_regions(model)
+        model.compile_regions()
     if mesh is not None:
         shard_trunk(model, mesh.trunk)
-
-
-def compile_regions(model: Any) -> None:
-    """Compile what has small operations to fuse: every block, a memory's queries, and the cross-entropy of the logits.
-
-    Blocks are alike, so the code of the first serves all: an eighth of what eight blocks in one graph are to compile.
-    Between them lie our own operations, into which a compiler cannot look, and what processes send to each other.
-
-    Args:
-        model: a causal language model of ours.
-    """
-    decoder = model.model
-    for region in (*decoder.layers, *(layer.query for layer in decoder.memory_layers)):
-        region.compile()
-    model.next_token_loss.cross_entropy.compile(dynamic=True)  # the last chunk is shorter
 
 
 def shard_trunk(model: Any, mesh: DeviceMesh) -> None:

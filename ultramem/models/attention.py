@@ -1,11 +1,11 @@
 """Causal self-attention with grouped queries and rotary positions, on transformers' attention interface and caches."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager_attention_forward
 
-from ultramem.models.cache_keyword import takes_cache_keyword
 from ultramem.models.configuration_ultramem import UltraMemConfig
 
 
@@ -13,13 +13,28 @@ class _HeadsAsTokens:
     """What a kernel asks of the module that calls it, where heads are passed as tokens."""
 
     is_causal = False
+    num_key_value_groups = 1
+    training = False
 
 
 _HEADS_AS_TOKENS = _HeadsAsTokens()  # made once: not a part of what a compiler traces
 
 
+class Heads(NamedTuple):
+    """Queries, keys and values of some tokens; there may be more heads of queries than of the others."""
+
+    query: Tensor
+    """`(B, heads, T, head_dim)`."""
+    key: Tensor
+    """`(B, key heads, T, head_dim)`; with what a cache holds, of more tokens."""
+    value: Tensor
+    """As the keys."""
+
+
 class Attention(nn.Module):
     """Self-attention of one block; parameter names and arithmetic are Llama's.
+
+    Two steps, between which a cache is extended: `attention.attend(attention.project(hidden_states, rotary))`.
 
     Args:
         config: the model's configuration; its `_attn_implementation` names the kernel (sdpa by default).
@@ -51,26 +66,14 @@ class Attention(nn.Module):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         nn.init.normal_(self.o_proj.weight, std=output_gain * self.o_proj.in_features**-0.5)
 
-    @takes_cache_keyword
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> Tensor:
-        """Maps `(B, T, D)` to `(B, T, D)`.
+    def project(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Heads:
+        """Maps `(B, T, D)` to queries, keys and values with their positions.
 
         Args:
             hidden_states: `(B, T, D)`.
             position_embeddings: cosine and sine, each `(B or 1, T, head_dim)`.
-            attention_mask: in the form that the chosen kernel takes, or None for plain causal attention.
-            past_key_values: the cache; this block's part is read and extended.
-            kwargs: passed on to the kernel.
         """
-        batch, length, _ = hidden_states.shape
-        heads = (batch, length, -1, self.head_dim)
+        heads = (*hidden_states.shape[:2], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads)
         key = self.k_proj(hidden_states).view(heads)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
@@ -78,15 +81,24 @@ class Attention(nn.Module):
             # Under autocast the projections are in half precision; a fused norm wants the dtype of its weight.
             query = self.q_norm(query.to(self.q_norm.weight.dtype))
             key = self.k_norm(key.to(self.k_norm.weight.dtype))
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx, kwargs=kwargs)
+        query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *position_embeddings)
+        return Heads(query, key, value)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+    def attend(self, heads: Heads, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+        """Maps queries, keys and values to `(B, T, D)`.
+
+        Args:
+            heads: of T tokens, after those that a cache holds.
+            attention_mask: in the form that the chosen kernel takes, or None for plain causal attention.
+            kwargs: passed on to the kernel.
+        """
+        query, key, value = heads
+        batch, _, length, _ = query.shape
+        kernel = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention_forward)
         same_mask = attention_mask is None or attention_mask.shape[1] == 1
         paged = "cache" in kwargs  # up to transformers 5.23 the kernel extends such a cache, by the block's number
-        grouped = length == 1 and self.config._attn_implementation == "sdpa" and same_mask and not paged
+        grouped = length == 1 and not self.training and kernel in ("sdpa", "eager") and same_mask and not paged
         if grouped:  # the heads of a group are to their keys as so many tokens: no key is copied for every head
             query = query.reshape(batch, -1, self.num_key_value_groups, self.head_dim)
         attended, _ = attend(

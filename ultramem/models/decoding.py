@@ -21,6 +21,9 @@ class DecodeGraph:
     arguments are copied to where the graph reads them. Other shapes, another cache and other settings are captured
     anew. The output's tensors are the graph's own: the next call overwrites them.
 
+    A model whose regions are compiled (`ultramem.UltraMemForCausalLM.compile_regions`) is captured compiled: fewer
+    kernels, compiled at the first call.
+
     A graph reads the weights where they lie, and beside them what layers keep of them for inference
     (`ultramem.layers.kept.Kept`): after changing the weights make a new one.
 

@@ -1,7 +1,7 @@
 """One decoder for the whole family: UltraMem, product-key memory, mixture of experts, dense.
 
-A block is `x = x + attention(norm(x))`, `h = norm(x)`, `x = x + ffn(h)`. A memory unit k:k' reads h at block k, and its
-output is added to x after block k' (UltraMem, arXiv 2411.12364, section 3.1 and figure 4).
+A memory unit k:k' reads the normed input h of block k's feed-forward branch, and its output is added after block k'
+(UltraMem, arXiv 2411.12364, section 3.1 and figure 4).
 """
 
 from collections.abc import Callable
@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from transformers.cache_utils import Cache, DynamicCache, LinearAttentionCacheLayerMixin
 from transformers.generation import CompileConfig, GenerationMixin
 from transformers.masking_utils import create_masks_for_generate
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import can_return_tuple
@@ -22,11 +21,12 @@ from transformers.utils.generic import merge_with_config_defaults
 
 from ultramem.layers.memory import MemoryLayer, MemoryOutput, MemoryRead
 from ultramem.layers.mlp import GELUMLP, SwiGLU
-from ultramem.layers.moe import MoE, MoEOutput
+from ultramem.layers.moe import MoE
 from ultramem.layers.query import Context, ConvState
 from ultramem.layers.tables import Table
 from ultramem.models.attention import Attention
-from ultramem.models.branches import feed_forward, memory_layer, memory_tables
+from ultramem.models.block import Block
+from ultramem.models.branches import memory_layer, memory_tables
 from ultramem.models.cache_keyword import CACHE_KEYWORD, cache_keyword, takes_cache_keyword
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.decoding import DecodeGraph
@@ -40,33 +40,6 @@ _keep_slots = partial(
     create_selective_checkpoint_contexts,
     [torch.ops.ultramem.select_keys.default, torch.ops.ultramem.rescore.default],
 )
-
-
-class Block(GradientCheckpointingLayer):
-    """One pre-norm decoder block. The models of the family differ in `mlp` alone.
-
-    Args:
-        config: the model's configuration.
-        layer_idx: 0-based number of the block.
-    """
-
-    def __init__(self, config: UltraMemConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config, layer_idx)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = feed_forward(config, config.block_ffns[layer_idx])
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, hidden_states: Tensor, **attention_arguments) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Maps `(B, T, D)` to the new hidden states, the normed input of `mlp`, and its auxiliary loss if any."""
-        attended = self.self_attn(self.input_layernorm(hidden_states), **attention_arguments)
-        hidden_states = hidden_states + self.dropout(attended)
-        normed = self.post_attention_layernorm(hidden_states)
-        output = self.mlp(normed)
-        if isinstance(output, MoEOutput):
-            return hidden_states + self.dropout(output.hidden_states), normed, output.auxiliary_loss
-        return hidden_states + self.dropout(output), normed, None
 
 
 class UltraMemPreTrainedModel(PreTrainedModel):
@@ -363,6 +336,18 @@ class UltraMemForCausalLM(UltraMemPreTrainedModel, GenerationMixin):
             memory=outputs.memory,
             **cache_keyword(getattr(outputs, CACHE_KEYWORD)),
         )
+
+    def compile_regions(self) -> None:
+        """Compile what has small operations to fuse: every block, a memory's queries, and the logits' cross-entropy.
+
+        For training, and for decoding before a `DecodeGraph` is captured. Blocks are alike, so the code of the first
+        serves all: an eighth of what eight blocks in one graph are to compile. Between them lie our own operations,
+        into which a compiler cannot look, and what processes send to each other.
+        """
+        queries: list[Any] = [layer.query for layer in self.model.memory_layers]
+        for region in (*self.model.layers, *queries):
+            region.compile()
+        self.next_token_loss.cross_entropy.compile(dynamic=True)  # the last chunk is shorter
 
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable:
         """What `generate` calls for every token after the prompt, on a GPU with a static cache.
