@@ -33,10 +33,15 @@ class Disagreement(Exception):
 
 @contextmanager
 def left_out_if_broken(name: str) -> Iterator[None]:
-    """Others' code may fail in any way: that is said, and whatever else there is to measure is measured."""
+    """Others' code may fail in any way: that is said, and whatever else there is to measure is measured.
+
+    Raises:
+        MissingPeer: it is not there.
+        Disagreement: its result is not ours, which may be our mistake.
+    """
     try:
         yield
-    except MissingPeer:
+    except (MissingPeer, Disagreement):
         raise
     except Exception as error:
         print(f"{name} is left out: {type(error).__name__}: {error}", file=sys.stderr)

@@ -113,6 +113,14 @@ def test_widths_without_a_kernel_are_left_out(authors, memory_plus):
     assert lookup.measure_backward(peers.MemoryPlusBag(memory_plus, 4), given[0], given[0][:, :12], *given[1:]) is None
 
 
+def test_a_broken_peer_is_left_out_and_another_result_stops_the_run(capsys):
+    with peers.left_out_if_broken("authors"):
+        raise RuntimeError("no such kernel")
+    assert "authors is left out: RuntimeError: no such kernel" in capsys.readouterr().err
+    with pytest.raises(peers.Disagreement), peers.left_out_if_broken("authors"):
+        raise peers.Disagreement("it is off ours")
+
+
 def test_another_result_is_not_timed(memory_plus):
     peer = peers.MemoryPlusBag(memory_plus, EXPANSION)
     table, slots, weights, num_keys = operands()
