@@ -31,6 +31,7 @@ from ultramem.models.decoding import DecodeGraph
 
 CONTEXT = 2048
 STEPS = 24
+COMPARED_BLOCKS = 4
 TRUNKS = {"compiled": "sdpa", "compiled-eager": "eager", "plain": "sdpa"}  # and their attention
 EXPERTS = ("grouped_mm", "batched_mm")
 MODELS = {"dense": "dense-1.6b", "moe": "moe-1.6b-2in34", "ultramem": "ultramem-1.6b-x12"}
@@ -119,32 +120,32 @@ def check_same_tokens(model: UltraMemForCausalLM, batch: int = 4, number: int = 
         raise SystemExit("the graph chooses other tokens than the model")
 
 
-def check_near_plain(model: UltraMemForCausalLM, attention: str, batch: int = 4) -> None:
-    """Refuses to go on where a step's logits are not the plain model's up to rounding.
+def check_near_plain(model: UltraMemForCausalLM, batch: int = 4) -> None:
+    """Refuses to go on where the first compiled blocks do not give what the plain ones do, up to rounding.
 
-    Rounding the residual stream after each branch makes them differ by some hundredths, a wrong block by their size.
+    Rounding after each branch makes a difference of some thousandths, a wrong block one of its size. All blocks are
+    alike; deeper ones are not compared, for there what was rounded differently has gone to other experts and rows.
     """
-    logits = []
-    for stance, kernel in (("force_eager", "sdpa"), ("default", attention)):
+    outputs = []
+    for stance in ("force_eager", "default"):
         torch.manual_seed(1)
-        model.set_attn_implementation("sdpa")  # so that both go on with the same tokens
         cache, tokens = filled_cache(model, batch)
-        model.set_attn_implementation(kernel)
         with torch.no_grad(), torch.compiler.set_stance(stance):
-            logits.append(model(input_ids=tokens, past_key_values=cache).logits.float())
-    error = ((logits[1] - logits[0]).norm() / logits[0].norm()).item()
-    print(f"  logits differ from the plain model's by {error:.2g} of their norm", flush=True)
-    if not error < 0.1:
-        raise SystemExit("the trunk's logits are not the plain model's")
+            states = model(input_ids=tokens, past_key_values=cache, output_hidden_states=True).hidden_states
+        outputs.append(states[min(COMPARED_BLOCKS, len(states) - 1)].float())
+    error = ((outputs[1] - outputs[0]).norm() / outputs[0].norm()).item()
+    print(f"  the first blocks differ from plain ones by {error:.2g} of their output's norm", flush=True)
+    if not error < 0.05:
+        raise SystemExit("the compiled blocks do not give what the plain ones do")
 
 
 def choose_trunk(model: UltraMemForCausalLM, trunk: str) -> None:
     """Compiles the blocks where the trunk says so, and chooses its attention. A plain trunk comes first."""
     torch.compiler.reset()  # a process has room for few models' code
+    model.set_attn_implementation(TRUNKS[trunk])
     if trunk != "plain":
         model.compile_regions()
-        check_near_plain(model, TRUNKS[trunk])
-    model.set_attn_implementation(TRUNKS[trunk])
+        check_near_plain(model)
 
 
 def step_milliseconds(model: UltraMemForCausalLM, batch: int) -> float:

@@ -4,11 +4,11 @@
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 from benchmarks.record import RESULTS
 from benchmarks.study.picture import picture
+from benchmarks.study.speed import Line, kept_lines, of_common_trunks
 from ultramem.plots import Point, Series
 
 FIGURES = Path(__file__).parents[1] / "docs/decode"
@@ -16,7 +16,7 @@ FIGURES = Path(__file__).parents[1] / "docs/decode"
 
 def figures(kept: Path = RESULTS) -> dict[str, str]:
     """SVG by file name: a step's time against the batch, and against the rows of the table."""
-    steps, grown = _read(kept / "decode.csv"), _read(kept / "decode_table.csv")
+    steps, grown = of_common_trunks(kept_lines(kept, "decode")), kept_lines(kept, "decode_table")
     return {
         "time_against_batch.svg": picture(
             [Series(name, _fastest(steps, name)) for name in ("moe", "ultramem", "dense")],
@@ -27,12 +27,12 @@ def figures(kept: Path = RESULTS) -> dict[str, str]:
     }
 
 
-def _against_table(grown: list[dict[str, str]], steps: list[dict[str, str]]) -> list[Series]:
+def _against_table(grown: list[Line], steps: list[Line]) -> list[Series]:
     def line(column: str) -> list[Point]:
         return [(float(row["table_rows"]), float(row[column])) for row in grown]
 
-    batch = float(grown[0]["batch"])
-    dense = dict(_fastest(steps, "dense"))[batch]
+    batch, trunk = float(grown[0]["batch"]), grown[0]["trunk"]
+    dense = dict(_fastest([row for row in steps if row["trunk"] == trunk], "dense"))[batch]
     return [
         Series("ultramem", line("step_ms")),
         Series("dense", [(rows, dense) for rows, _ in line("step_ms")]),
@@ -40,7 +40,7 @@ def _against_table(grown: list[dict[str, str]], steps: list[dict[str, str]]) -> 
     ]
 
 
-def _fastest(rows: list[dict[str, str]], model: str) -> list[Point]:
+def _fastest(rows: list[Line], model: str) -> list[Point]:
     """A model's time at each batch, of its fastest implementation."""
     times: dict[float, float] = {}
     for row in rows:
@@ -48,11 +48,6 @@ def _fastest(rows: list[dict[str, str]], model: str) -> list[Point]:
             batch = float(row["batch"])
             times[batch] = min(float(row["step_ms"]), times.get(batch, float("inf")))
     return sorted(times.items())
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def write(folder: Path = FIGURES, kept: Path = RESULTS) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from benchmarks.study.kept_runs import kept_runs
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.sections import loss_in, training_seconds
-from benchmarks.study.speed import Line, kept_lines
+from benchmarks.study.speed import Line, kept_lines, of_common_trunks
 from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, mean_of, short_name
 
 
@@ -65,7 +65,7 @@ def memory(kept: Kept) -> str | None:
 
 def decoding(kept: Kept) -> str | None:
     """What a memory costs in decoding, and where its lead over experts shrinks."""
-    lines = [line for line in kept.lines("decode") if line["model"] == "ultramem"]
+    lines = [line for line in of_common_trunks(kept.lines("decode")) if line["model"] == "ultramem"]
     if not lines:
         return None
     largest = max(lines, key=lambda line: int(line["batch"]))

@@ -53,14 +53,14 @@ def wanted(given: Namespace, people_are_told_of: Callable[[], bool]) -> Iterator
 def after_the_rates(
     given: Namespace, people_are_told_of: Callable[[], bool], rivals: Sequence[str]
 ) -> Iterator[list[Wanted]]:
-    """What is lacking of the models whose rates are known."""
+    """What is lacking of the models whose rates are known: every experiment once, then with other seeds."""
     yield from lacking(given, equal_compute, afterwards=given.quiz, rivals=rivals)
-    yield from lacking(given, equal_compute, seeds=equal_compute.SEEDS, afterwards=given.quiz, rivals=rivals)
-    sizes = [sizes for rival, sizes in (("ultramem", table_size), ("dense", dense_equivalent)) if rival in rivals]
+    sizes = [sizes for rival, sizes in (("dense", dense_equivalent), ("ultramem", table_size)) if rival in rivals]
     for experiment in sizes:
         yield from lacking(given, experiment)
     if people_are_told_of():
         yield from knowledge.lacking(Results(knowledge.EXPERIMENT, given.out), given.people)
+    yield from lacking(given, equal_compute, seeds=equal_compute.SEEDS, afterwards=given.quiz, rivals=rivals)
     for experiment in sizes:
         yield from lacking(given, experiment, seeds=(1, 2))
     yield from lacking(given, ladder, LADDERS_SCALE, seeds=(1,))
@@ -82,13 +82,15 @@ def lacking(
 
 
 def untimed(given: Namespace) -> list[TrainConfig]:
-    """Models whose step is to be timed next: those of equal compute, then the other sizes."""
-    results, scale = Results(step_time.EXPERIMENT, given.out), SCALES[SCALE]
-    return [*results.missing(step_time.rivals(scale))] or [*results.missing(step_time.sizes(scale))]
+    """Models with a run among the results that lack the time of a step."""
+    scale, experiments = SCALES[SCALE], (equal_compute, dense_equivalent, table_size)
+    kept = {row["name"] for module in experiments for row in Results(module.EXPERIMENT, given.out).rows()}
+    missing = Results(step_time.EXPERIMENT, given.out).missing([*step_time.rivals(scale), *step_time.sizes(scale)])
+    return [config for config in missing if config.name in kept]
 
 
 def time_steps(given: Namespace, seconds: float | None) -> None:
-    """Time those that are next, while nothing is trained."""
+    """Time those, while nothing is trained."""
     if configs := untimed(given):
         results = Results(step_time.EXPERIMENT, given.out)
         timer = _PROCESSES.Process(target=step_time.measure_all, args=(SCALE, configs, given.data, results))
@@ -98,7 +100,7 @@ def time_steps(given: Namespace, seconds: float | None) -> None:
 
 
 def listing(together: Iterable[Sequence[Wanted]]) -> str:
-    """What is lacking, an experiment a line: runs, tokens, the seconds that they would take one after another."""
+    """What is lacking, in its order: runs, tokens, and the seconds that they would take one after another."""
     lines, total = [], 0.0
     once: list[Wanted] = []
     first: list[Wanted] = []

@@ -23,6 +23,8 @@ from benchmarks.study.tables import (
 )
 from ultramem.plots import Series
 
+NO_SIZE = "A larger dense model did not always end with a lower loss, so a loss does not tell a size here.\n"
+
 
 def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:
     """The mean validation loss of several seeds, and each seed's, against tokens; or seconds, if a step's are given."""
@@ -118,11 +120,12 @@ def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
     sizes = sorted(by_settings([*rows, *_named("dense", rivals)]), key=lambda runs: runs[0]["parameters"])
     points = [(runs[0]["active_parameters"], mean_of(runs, "validation_loss")) for runs in sizes]
     text = markdown_table(
-        ["dense model", "parameters", "validation loss", "bits per byte", "ms a step", "seeds"],
+        ["dense model", "parameters", "learning rate", "validation loss", "bits per byte", "ms a step", "seeds"],
         [
             [
                 anchored("dense_equivalent", runs[0], short_name(runs[0])),
                 millions(runs[0]["parameters"]),
+                f"{runs[0]['settings']['optimizer']['learning_rate']:.2g}",
                 *losses(runs),
                 step_time(runs),
                 str(len(runs)),
@@ -131,7 +134,9 @@ def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
         ],
     )
     sparse = [runs for runs in by_settings(rivals) if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]
-    if sparse and len(points) > 1:
+    if any(loss <= larger for (_, loss), (_, larger) in pairwise(points)):
+        text += "\n" + NO_SIZE
+    elif sparse and len(points) > 1:
         text += "\n" + markdown_table(
             ["sparse model", "validation loss", "as good as a dense model of", "times its active parameters"],
             [

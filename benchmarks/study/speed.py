@@ -18,13 +18,23 @@ def kept_lines(folder: Path, name: str) -> list[Line]:
         return list(csv.DictReader(file))
 
 
+def of_common_trunks(lines: list[Line]) -> list[Line]:
+    """Decoding steps with a trunk that every model was measured with."""
+    models: dict[str, set[str]] = {}
+    for line in lines:
+        models.setdefault(line["trunk"], set()).add(line["model"])
+    every = {line["model"] for line in lines}
+    return [line for line in lines if models[line["trunk"]] == every]
+
+
 def decode(lines: list[Line]) -> str:
-    """A decoding step of models of 1.6B active parameters, each by its fastest implementation."""
+    """A decoding step of models of 1.6B active parameters with one trunk, each by its fastest implementation."""
 
     def fastest(model: str) -> dict[int, Line]:
         best: dict[int, Line] = {}
         for line in sorted(
-            (line for line in lines if line["model"] == model), key=lambda line: -float(line["step_ms"])
+            (line for line in of_common_trunks(lines) if line["model"] == model),
+            key=lambda line: -float(line["step_ms"]),
         ):
             best[int(line["batch"])] = line
         return best

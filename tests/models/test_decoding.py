@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from torch.utils._pytree import tree_unflatten
 from transformers import StaticCache
 from transformers.generation import CompileConfig
@@ -107,6 +109,8 @@ def test_a_graph_chooses_the_same_tokens(on_gpu, tokens, member, dtype):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["dense", "ultramem"])
 def test_a_graph_of_compiled_blocks_chooses_the_same_tokens(on_gpu, tokens, name, attention):
+    if attention == "eager" and Version(transformers.__version__) < Version("5.21"):
+        pytest.skip("before transformers 5.21 an eager mask copies a number from the host, which no graph may")
     model, tokens = on_gpu(name), tokens.cuda()
     expected = greedy(model, *prefilled(model, tokens))
     model.set_attn_implementation(attention)

@@ -10,7 +10,7 @@ from benchmarks.study.caveats import caveats
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.results import Results
 from benchmarks.study.scales import SCALES
-from benchmarks.study.sections import dense_size_for
+from benchmarks.study.sections import NO_SIZE, dense_size_for
 from benchmarks.study.speed import kept_lines
 from benchmarks.study.tables import difference
 from tests.anchors import anchors
@@ -347,3 +347,11 @@ def test_beyond_the_dense_sizes_only_a_bound_is_said():
     assert dense_size_for(3.5, points) == "less than 10M"
     assert dense_size_for(1.5, points) == "more than 100M"
     assert dense_size_for(2.5, points) == pytest.approx(10e6 * 10**0.5)
+
+
+def test_no_size_is_said_where_larger_dense_models_are_not_better(kept):
+    assert NO_SIZE not in report.study(kept)[0]
+    Results("dense_equivalent", kept).add(row("gpu-25m-dense-x16", 3.4, parameters=400e6, active=400e6))
+    part, _ = report.study(kept)
+    assert NO_SIZE in part
+    assert "as good as a dense model of |" not in part

@@ -252,25 +252,27 @@ def test_afterwards_all_else_is_wanted_but_biographies_that_are_not_there(tmp_pa
     monkeypatch.setattr(plan.learning_rates, "runs", lambda *_: [])
     wanted = [*plan.wanted(given(tmp_path), lambda: True)]
     experiments = dict.fromkeys(runs[0].results.path.stem for runs in wanted)
-    assert [*experiments] == ["ladder", "equal_compute", "table_size", "dense_equivalent", "knowledge"]
+    assert [*experiments] == ["ladder", "equal_compute", "dense_equivalent", "table_size", "knowledge"]
     untold = {runs[0].results.path.stem for runs in plan.wanted(given(tmp_path), lambda: False)}
     assert untold == {*experiments} - {"knowledge"}
     seeds = [[run.config.seed for run in runs] for runs in wanted if runs[0].config.name == "gpu-15m-pkm"]
     assert seeds == [[0], [0, 1, 2]], "the first seed of all comes first, then a process makes all"
 
 
-def test_the_rivals_steps_are_timed_first_then_the_other_sizes(tmp_path):
+def test_the_steps_of_models_that_have_runs_are_timed_once(tmp_path):
     here = given(tmp_path)
-    rivals = plan.untimed(here)
-    assert [config.name for config in rivals] == [f"gpu-15m-{name}" for name in plan.equal_compute.RIVALS]
-    for config in rivals:
-        Results("step_time", here.out).add({"settings": schedule_settings(config)})
-    assert [config.name.rpartition("-")[2] for config in plan.untimed(here)] == ["x1", "x4", "x16", "x2", "x4", "x8"]
+    assert plan.untimed(here) == []
+    Results("equal_compute", here.out).add({"name": "gpu-15m-moe", "settings": {}})
+    Results("table_size", here.out).add({"name": "gpu-15m-ultramem-rows-x4", "settings": {}})
+    moe, fewer_rows = plan.untimed(here)
+    assert (moe.name, fewer_rows.name) == ("gpu-15m-moe", "gpu-15m-ultramem-rows-x4")
+    Results("step_time", here.out).add({"settings": schedule_settings(moe)})
+    assert plan.untimed(here) == [fewer_rows]
 
 
 def test_the_list_counts_every_run_once(tmp_path, capsys):
     plan.main(["--data", "none", "--people", "none", "--out", str(tmp_path), "--list"])
     lines = capsys.readouterr().out.splitlines()
-    (equal_compute,) = [line for line in lines if line.startswith("equal_compute")]
-    assert equal_compute.split()[1:3] == ["21", "runs"]
+    counts = [line.split()[1:3] for line in lines if line.startswith("equal_compute")]
+    assert counts == [["7", "runs"], ["14", "runs"]], "the other seeds come after the other experiments"
     assert lines[-1].endswith("s in all, one after another")

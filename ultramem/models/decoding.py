@@ -22,7 +22,8 @@ class DecodeGraph:
     anew. The output's tensors are the graph's own: the next call overwrites them.
 
     A model whose regions are compiled (`ultramem.UltraMemForCausalLM.compile_regions`) is captured compiled: fewer
-    kernels, compiled at the first call.
+    kernels, compiled at the first call. Eager attention, of which a compiler can fuse more, needs transformers
+    5.21 or newer: before, its mask copied a number from the host.
 
     A graph reads the weights where they lie, and beside them what layers keep of them for inference
     (`ultramem.layers.kept.Kept`): after changing the weights make a new one.
