@@ -1,7 +1,7 @@
 """One step of training as `ultramem.train` takes it, in parts that a benchmark may time or profile one by one.
 
-bfloat16 autocast, blocks and loss compiled or not, backward, clipping, both optimizers. Random tokens, no dropout, no
-activation checkpointing, no waiting for the host.
+bfloat16 autocast, blocks and loss compiled or not, backward, the norm by which to clip, both optimizers with the
+scaling of their gradients. Random tokens, no dropout, no activation checkpointing, no waiting for the host.
 """
 
 import time
@@ -15,7 +15,7 @@ from torch import nn
 from ultramem import recipes
 from ultramem.layers import Table
 from ultramem.models import UltraMemConfig, UltraMemForCausalLM
-from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
+from ultramem.optim import RowAdamW, clip_factor, clipped_step, gradient_norm, parameter_groups
 
 PARTS = ("forward", "backward", "clip", "optimizers")
 
@@ -62,10 +62,10 @@ class TrainingStep:
         yield "forward"
         loss.backward()
         yield "backward"
-        clip_gradients(self.model.parameters(), 1.0)
+        factor = clip_factor(gradient_norm(self.model.parameters()), 1.0)
         yield "clip"
         for optimizer in self.optimizers:
-            optimizer.step()
+            clipped_step(optimizer, factor)
             optimizer.zero_grad()
         self.loss = loss.detach()
         yield "optimizers"

@@ -9,13 +9,16 @@ from ultramem import ops
 from ultramem.distributed.mesh import make_mesh
 from ultramem.distributed.tables import finish_table_gradients, shard_tables
 from ultramem.layers.tables import Table
-from ultramem.optim import RowAdamW, clip_gradients
+from ultramem.optim import RowAdamW, clip_factor, clip_gradients, clipped_step, gradient_norm
 
 PLACEMENT = ops.Placement(num_keys=10, expansion=4)
 
 
 def steps(table, rank, num_ranks, finish):
-    """Three steps on other reads each time; the loss is the mean over ranks. Returns the gradients' norms."""
+    """Three steps on other reads each time; the loss is the mean over ranks. Returns the gradients' norms.
+
+    The whole table's gradient is clipped in place, that of a part where its row is stepped.
+    """
     optimizer = RowAdamW([table.weight], lr=0.1, weight_decay=0.1, state=table.state)
     norms = []
     for step in range(3):
@@ -26,8 +29,13 @@ def steps(table, rank, num_ranks, finish):
         loss = sum((table(slots[[r]], values[[r]], PLACEMENT) - 1).square().sum() for r in ranks) / len(ranks)
         loss.backward()
         finish()
-        norms.append(clip_gradients([table.weight], 0.5).item())
-        optimizer.step()
+        if rank is None:
+            norms.append(clip_gradients([table.weight], 0.5).item())
+            optimizer.step()
+        else:
+            norm = gradient_norm([table.weight])
+            norms.append(norm.item())
+            clipped_step(optimizer, clip_factor(norm, 0.5))
         optimizer.zero_grad()
     return norms, optimizer.state[table.weight]
 

@@ -89,8 +89,9 @@ def read_rows() -> None:
     lookup_step.lookup_step(
         pooled, table, torch.zeros(100, 64), torch.zeros(100, 1), slots, weights, step, placement, *ADAM, False, 7
     )  # fmt: skip
-    for rows in (None, torch.arange(100)):
-        row_adam.row_adam(table, torch.zeros(100, 64), torch.zeros(100, 64), rows, torch.zeros(100, 64), step, *ADAM, 7)
+    for rows, factor in ((None, None), (None, step), (torch.arange(100), step)):
+        state = table, torch.zeros(100, 64), torch.zeros(100, 64)
+        row_adam.row_adam(*state, rows, torch.zeros(100, 64), step, *ADAM, 7, factor)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,48 @@ def operands(dtype=torch.float32, rows=(4, 1), width=5):
     return table, exp_avg, exp_avg_sq, torch.tensor(rows, dtype=torch.int64), gradients
 
 
-def test_custom_op_passes_opcheck():
+@pytest.mark.parametrize("factor", [None, torch.tensor(0.3)], ids=str)
+def test_custom_op_passes_opcheck(factor):
     torch.library.opcheck(
         torch.ops.ultramem.row_adam.default,
-        (*operands(), torch.tensor(3.0), *SCALARS.values(), 0, None),
+        (*operands(), torch.tensor(3.0), *SCALARS.values(), 0, factor, None),
         raise_exception=True,
     )
+
+
+def test_no_argument_has_a_default_that_the_dispatcher_would_keep_from_a_kernel():
+    arguments = torch.ops.ultramem.row_adam.default._schema.arguments
+    assert {"seed", "gradient_factor", "mean_squares"} <= {argument.name for argument in arguments}
+    assert not any(argument.has_default_value() for argument in arguments)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 21])
+@pytest.mark.parametrize("chosen", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_factor_is_the_gradient_multiplied_before_anything_is_rounded(dtype, chosen, parts):
+    wide = torch.promote_types(dtype, torch.float32)
+    factor = torch.tensor(0.3, dtype=wide)
+    tables = []
+    for scaled_first in (True, False):
+        table, exp_avg, _, rows, gradients = operands(dtype, rows=(4, 1) if chosen else range(7), width=21)
+        state = table, exp_avg, torch.ones(7, parts, dtype=wide)
+        row_adam(
+            *state,
+            rows if chosen else None,
+            gradients.to(wide) * factor if scaled_first else gradients,
+            step=torch.tensor(3.0),
+            gradient_factor=None if scaled_first else factor,
+            **SCALARS,
+        )
+        tables.append(state)
+    assert all(torch.equal(one, two) for one, two in zip(*tables, strict=True))
+
+
+def test_a_factor_of_one_is_none():
+    with_factor, without = operands(), operands()
+    row_adam(*with_factor, step=torch.tensor(3.0), gradient_factor=torch.tensor(1.0), **SCALARS)
+    row_adam(*without, step=torch.tensor(3.0), **SCALARS)
+    assert all(torch.equal(one, two) for one, two in zip(with_factor, without, strict=True))
 
 
 def test_low_precision_tables_lose_no_more_than_rounding():

@@ -40,6 +40,30 @@ def test_steps_as_the_reference(dtype, moment_dtype, width, parts, chosen):
         torch.testing.assert_close(one, two, rtol=2 * torch.finfo(one.dtype).eps, atol=1e-6)
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+@pytest.mark.parametrize(("width", "parts"), [(12, 12), (12, 1), (21, 3), (2100, 2)])
+def test_a_factor_multiplies_the_gradient_in_float32(width, parts, chosen):
+    ours, theirs = (operands(torch.float32, torch.float32, width, parts, chosen) for _ in range(2))
+    factor = torch.tensor(0.3, device=DEVICE)
+    ours[4] = ours[4].bfloat16()
+    theirs[4] = ours[4].float() * factor
+    kernels.row_adam(*ours, *SCALARS, 7, factor)
+    reference.row_adam(*theirs, *SCALARS, 7)
+    for one, two in zip(ours[:3], theirs[:3], strict=True):
+        torch.testing.assert_close(one, two, rtol=2 * torch.finfo(one.dtype).eps, atol=1e-6)
+
+
+def test_a_bfloat16_table_is_rounded_after_the_factor():
+    ours, theirs = (operands(torch.bfloat16, torch.bfloat16, 300, 1, False) for _ in range(2))
+    factor = torch.tensor(0.3, device=DEVICE)
+    theirs[4] = theirs[4].float() * factor
+    kernels.row_adam(*ours, *SCALARS, 7, factor)
+    reference.row_adam(*theirs, *SCALARS, 7)
+    assert (ours[0] != theirs[0]).float().mean() < 0.003  # as in the test of the noise
+    torch.testing.assert_close(ours[0], theirs[0], rtol=2**-7, atol=1e-6)
+    torch.testing.assert_close(ours[2], theirs[2])
+
+
 @pytest.mark.parametrize("seed", [0, 2**40 + 3])
 def test_bfloat16_is_rounded_by_the_references_noise(seed):
     ours, theirs = (operands(torch.bfloat16, torch.float32, 300, 300, True) for _ in range(2))

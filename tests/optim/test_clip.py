@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ultramem.optim import clip_gradients
+from ultramem.optim import RowAdamW, clip_factor, clip_gradients, clipped_step, gradient_norm
 
 
 def sparse(rows, values, shape):
@@ -62,6 +62,38 @@ def test_parameters_without_gradient_are_passed_over():
     (parameter,) = parameters([torch.tensor([3.0, 4.0])])
     assert clip_gradients([torch.nn.Parameter(torch.ones(2)), parameter], 1.0) == 5
     assert parameter.grad.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("state", ["full", "small"])
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_step_by_the_factor_leaves_the_tables_gradient_as_it_came(lazy, state):
+    torch.manual_seed(0)
+    values = torch.randn(2, 3).bfloat16()
+    table, weight = parameters([sparse([1, 4], values, (6, 3)), torch.randn(7)])
+    if not lazy:
+        table.grad = table.grad.to_dense()
+    norm = gradient_norm([table, weight])
+    gradient = table.grad.values() if lazy else table.grad
+    before, writes, weights_gradient = gradient.clone(), gradient._version, weight.grad.clone()
+    factor = clip_factor(norm, 0.5)
+    for optimizer in (RowAdamW([table], state=state), torch.optim.AdamW([weight])):
+        clipped_step(optimizer, factor)
+    assert torch.equal(gradient, before)
+    assert gradient._version == writes
+    assert torch.equal(weight.grad, weights_gradient * factor)
+    assert table.any()
+
+
+def test_the_factor_is_not_rounded_as_the_gradients_are():
+    norm = torch.tensor(3.0, dtype=torch.bfloat16)
+    assert torch.equal(clip_factor(norm, 1.0), torch.tensor(1 / (3 + 1e-6)))
+    assert clip_factor(norm.double(), 1.0).dtype == torch.float64
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, 0.0, 0.9])
+def test_the_factor_is_one_of_a_norm_that_is_small_or_not_finite(norm):
+    assert clip_factor(torch.tensor(norm), 1.0) == 1
+    assert clip_factor(torch.tensor(norm), math.inf) == 1
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -194,6 +194,25 @@ def test_loading_keeps_every_states_precision(state, dtype):
         assert torch.equal(loaded, value)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state", ["full", "small"])
+@pytest.mark.parametrize("form", ["dense", "lazy", "measured"])
+def test_a_factor_is_the_gradient_multiplied_first(form, state, dtype):
+    factor = torch.tensor(0.25)  # which bfloat16 holds too
+    stepped = []
+    for scaled_first in (True, False):
+        parameter = torch.nn.Parameter(table().detach().to(dtype))
+        optimizer = RowAdamW([parameter], state=state, lazy_share=0.5 if form == "measured" else 1, **SETTINGS)
+        for step, rows in enumerate((40, 7, 30)):
+            values = gradient(step, rows).to(dtype) * (factor.to(dtype) if scaled_first else 1)
+            parameter.grad = sparse(range(rows), values)
+            if form == "dense":
+                parameter.grad = parameter.grad.to_dense()
+            optimizer.step(gradient_factor=None if scaled_first else factor)
+        stepped.append((parameter.detach(), *optimizer.state[parameter].values()))
+    assert all(torch.equal(one, two) for one, two in zip(*stepped, strict=True))
+
+
 def test_closure_gives_the_loss():
     parameter = table()
     optimizer = RowAdamW([parameter], **SETTINGS)

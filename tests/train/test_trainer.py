@@ -13,7 +13,8 @@ from torch._dynamo.utils import counters
 from tests.train.tiny import losses, tiny_config, write_data
 from ultramem.data.loader import TokenLoader
 from ultramem.data.tokens import TokenDataset
-from ultramem.optim import RowAdamW
+from ultramem.optim import RowAdamW, clip_gradients, clipped_step
+from ultramem.train import trainer as trainer_module
 from ultramem.train.checkpoint import Checkpoints
 from ultramem.train.journal import Journal
 from ultramem.train.run_folder import RunFolder
@@ -139,7 +140,7 @@ def test_accumulated_gradients_are_the_gradients_of_the_whole_batch(data, tmp_pa
         trainer = make_trainer(data, tmp_path, micro_batch_size=size, model=without_dropout())
         result = None
         for optimizer in trainer.optimizers:
-            monkeypatch.setattr(optimizer, "step", lambda: None)
+            monkeypatch.setattr(optimizer, "step", lambda **factor: None)
             monkeypatch.setattr(optimizer, "zero_grad", lambda: None)
         result = trainer.take_step()
         named = trainer.model.named_parameters()
@@ -171,19 +172,38 @@ def test_a_model_without_tables_has_one_optimizer(data, tmp_path):
     assert trainer._line(trainer.take_step(), 1.0)["table_learning_rate"] is None
 
 
-def test_clipping_bounds_the_step_and_none_does_not(data, tmp_path):
-    optimizer = tiny_config().optimizer
-    norms = {}
+def test_the_factor_bounds_the_step_and_without_a_limit_it_is_one(data, tmp_path, monkeypatch):
+    factors = []
+
+    def step(optimizer, factor):
+        factors.append(factor.item())
+        clipped_step(optimizer, factor)
+
+    monkeypatch.setattr(trainer_module, "clipped_step", step)
+    norms = []
     for clip_norm in (1e-3, None):
-        settings = dataclasses.replace(optimizer, clip_norm=clip_norm)
-        trainer = make_trainer(data, tmp_path, optimizer=settings)
-        for each in trainer.optimizers:
-            each.zero_grad = lambda: None
-        reported = trainer.take_step().gradient_norm
-        gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
-        norms[clip_norm] = (reported, torch.nn.utils.get_total_norm(gradients).item())
-    assert norms[1e-3] == (pytest.approx(norms[None][0]), pytest.approx(1e-3, rel=1e-2))
-    assert norms[None][1] == pytest.approx(norms[None][0])
+        settings = dataclasses.replace(tiny_config().optimizer, clip_norm=clip_norm)
+        norms.append(make_trainer(data, tmp_path, optimizer=settings).take_step().gradient_norm)
+    assert norms[0] == norms[1] > 1e-3
+    assert factors == [pytest.approx(1e-3 / norms[0], rel=1e-2)] * 2 + [1, 1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"table_optimizer_state": "small"}, {"lazy_tables": True}], ids=str)
+def test_training_is_as_if_all_gradients_were_clipped_in_place(changes, data, tmp_path, monkeypatch):
+    settings = dataclasses.replace(tiny_config().optimizer, clip_norm=0.1, **changes)
+    trainers = [make_trainer(data, tmp_path, optimizer=settings) for _ in range(2)]
+    results = [[trainers[0].take_step() for _ in range(3)]]
+
+    def norm_of_clipped(parameters):
+        return clip_gradients(parameters, settings.clip_norm)
+
+    monkeypatch.setattr(trainer_module, "gradient_norm", norm_of_clipped)
+    monkeypatch.setattr(trainer_module, "clipped_step", lambda optimizer, factor: optimizer.step())
+    results.append([trainers[1].take_step() for _ in range(3)])
+    assert results[0] == [pytest.approx(result, rel=1e-5) for result in results[1]]
+    assert results[0][0].gradient_norm > 2 * settings.clip_norm
+    ours, theirs = ([*trainer.model.parameters()] for trainer in trainers)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_bf16_and_activation_checkpointing_train_alike(data, tmp_path):

@@ -92,11 +92,16 @@ class RowAdamW(Optimizer):
         return super().__getstate__() | {"lazy_share": self.lazy_share}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Tensor] | None = None, *, gradient_factor: Tensor | None = None
+    ) -> Tensor | None:
         """Take one step; parameters without a gradient are left alone.
 
         Args:
             closure: computes the loss again, as any optimizer takes.
+            gradient_factor: scalar tensor, by which every gradient counts: `ultramem.optim.clip_factor`. The kernel
+                multiplies as it reads, in float32, so that clipping takes no pass over a table's gradient. (PyTorch's,
+                which steps float32 tables that have a dense gradient and the full state, leaves it multiplied.)
 
         Returns:
             The closure's loss.
@@ -111,11 +116,12 @@ class RowAdamW(Optimizer):
                 if parameter.grad is None:
                     continue
                 self._ensure_state(parameter, group["state"])
-                if _local(parameter.grad).is_sparse or parameter.dtype.itemsize < 4 or group["state"] == "small":
-                    self._step_rows(parameter, group)
-                else:
+                dense = not _local(parameter.grad).is_sparse
+                if dense and parameter.dtype == torch.float32 and group["state"] == "full":
                     for_torch.append(parameter)
-            self._step_by_torch(for_torch, group)
+                else:
+                    self._step_rows(parameter, group, gradient_factor)
+            self._step_by_torch(for_torch, group, gradient_factor)
         return loss
 
     def step_in_backward(self, table: Table) -> None:
@@ -190,7 +196,7 @@ class RowAdamW(Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
             state["exp_avg_sq"] = _zero_per_row(parameter, wide)
 
-    def _step_rows(self, parameter: Tensor, group: dict) -> None:
+    def _step_rows(self, parameter: Tensor, group: dict, gradient_factor: Tensor | None) -> None:
         assert parameter.grad is not None
         rows, gradients = None, _local(parameter.grad)
         if gradients.is_sparse:
@@ -213,10 +219,11 @@ class RowAdamW(Optimizer):
             beta2=group["betas"][1],
             epsilon=group["eps"],
             weight_decay=group["weight_decay"],
-            mean_squares=_mean_squares(parameter, gradients) if group["state"] == "small" else None,
+            gradient_factor=gradient_factor,
+            mean_squares=_mean_squares(parameter, gradients, gradient_factor) if group["state"] == "small" else None,
         )
 
-    def _step_by_torch(self, parameters: list[Tensor], group: dict) -> None:
+    def _step_by_torch(self, parameters: list[Tensor], group: dict, gradient_factor: Tensor | None) -> None:
         if not parameters:
             return
         states = [self.state[parameter] for parameter in parameters]
@@ -228,6 +235,7 @@ class RowAdamW(Optimizer):
             [],
             [state["step"] for state in states],
             fused=True,
+            grad_scale=None if gradient_factor is None else gradient_factor.float().reciprocal(),  # it divides
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -253,12 +261,14 @@ def _touched_share(parameter: Tensor, gradients: Tensor) -> float:
     return touched / rows
 
 
-def _mean_squares(parameter: Tensor, gradients: Tensor) -> Tensor | None:
+def _mean_squares(parameter: Tensor, gradients: Tensor, gradient_factor: Tensor | None) -> Tensor | None:
     """Of whole rows ``(U, 1)``, where other processes have the other columns of them; else None."""
     if not isinstance(parameter, DTensor) or Shard(1) not in parameter.placements:
         return None
     axis = parameter.placements.index(Shard(1))
     squares = gradients.to(accumulation_dtype(parameter.dtype)).square().sum(dim=1, keepdim=True)
+    if gradient_factor is not None:
+        squares *= gradient_factor.square()
     dist.all_reduce(squares, group=parameter.device_mesh.get_group(axis))
     return squares / parameter.shape[1]
 

@@ -25,7 +25,7 @@ from ultramem.layers.tables import Table
 from ultramem.layers.undrawn_table import UndrawnTable
 from ultramem.models.configuration_ultramem import UltraMemConfig
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
-from ultramem.optim import RowAdamW, clip_gradients, parameter_groups
+from ultramem.optim import RowAdamW, clip_factor, clipped_step, gradient_norm, parameter_groups
 from ultramem.train.atomic import write_json
 from ultramem.train.checkpoint import Checkpoints, resume, save_state
 from ultramem.train.config import TrainConfig
@@ -227,11 +227,12 @@ class Trainer:
             losses += share * torch.stack([output.loss, output.cross_entropy, output.auxiliary_loss]).detach()
         losses = sum_over_ranks(losses) / self.num_ranks
         finish_table_gradients(self.model)
-        norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_norm or math.inf)
+        norm = gradient_norm(self.model.parameters())
+        factor = clip_factor(norm, self.config.optimizer.clip_norm or math.inf)
         result = StepResult(*torch.cat([losses, norm[None]]).tolist())
         self._check_finite(result)
         for optimizer in self.optimizers:
-            optimizer.step()
+            clipped_step(optimizer, factor)
             optimizer.zero_grad()
         self.step += 1
         return result

@@ -26,6 +26,7 @@ def row_adam(
     epsilon: float,
     weight_decay: float,
     seed: int = 0,
+    gradient_factor: Tensor | None = None,
     mean_squares: Tensor | None = None,
 ) -> None:
     """Step ``parameter[rows]`` with AdamW, and the same rows of both moments; others stay as they are.
@@ -46,8 +47,10 @@ def row_adam(
         epsilon: added to the root of the second moment.
         weight_decay: decoupled; only the stepped rows are decayed.
         seed: of the stochastic rounding, which is a function of seed, step and element.
+        gradient_factor: scalar tensor, which multiplies the gradients as they are read, in float32 or wider: clipping
+            takes no pass over them. None: 1.
         mean_squares: ``(U, G)``, what the second moment averages; None: the mean of each part's own squared gradients.
-            A process that has a few columns of every row gives the means over whole rows.
+            A process that has a few columns of every row gives the means over whole rows, with the factor.
 
     Raises:
         ValueError: shapes do not belong together.
@@ -74,7 +77,7 @@ def row_adam(
         )
     if mean_squares is not None and mean_squares.shape != (num_stepped, parts):
         raise ValueError(f"mean_squares {tuple(mean_squares.shape)}: it must be {(num_stepped, parts)}")
-    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed, mean_squares)
+    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed, gradient_factor, mean_squares)
     _row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
 
 
@@ -91,24 +94,23 @@ def _row_adam(
     beta2: float,
     epsilon: float,
     weight_decay: float,
-    seed: int,  # without a default: the dispatcher does not pass on what equals one
+    seed: int,  # it and what follows without a default: the dispatcher does not pass on what equals one
+    gradient_factor: Tensor | None,
     mean_squares: Tensor | None,
 ) -> None:
-    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed, mean_squares)
+    settings = (learning_rate, beta1, beta2, epsilon, weight_decay, seed, gradient_factor, mean_squares)
     reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
 
 
 @_row_adam.register_kernel("cuda")
 @on_its_device
-def _(
-    parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, rate, beta1, beta2, epsilon, decay, seed, mean_squares
-):
-    settings = (rate, beta1, beta2, epsilon, decay, seed)
+def _(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings):
+    *kernels_settings, mean_squares = settings
     if reference_answers(parameter) or mean_squares is not None:  # the kernel sums the squares itself
-        return reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings, mean_squares)
+        return reference.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
     from ultramem.ops.row_adam import kernels  # Triton need not be there without a GPU.
 
-    return kernels.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *settings)
+    return kernels.row_adam(parameter, exp_avg, exp_avg_sq, rows, row_gradients, step, *kernels_settings)
 
 
 @_row_adam.register_fake

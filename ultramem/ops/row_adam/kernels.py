@@ -42,6 +42,7 @@ def _row_adam_kernel(
     exp_avg_sq,
     rows,
     row_gradients,
+    gradient_factor,
     step,
     learning_rate,
     epsilon,
@@ -76,6 +77,8 @@ def _row_adam_kernel(
     second_moment = exp_avg_sq + (table_part if SHARED else element)
     second_mask = live if SHARED else mask
     gradient = tl.load(row_gradients + part[:, None] * PART + column[None, :], mask=mask, other=0).to(tl.float32)
+    if gradient_factor is not None:
+        gradient *= tl.load(gradient_factor).to(tl.float32)
     value = tl.load(parameter + element, mask=mask, other=0).to(tl.float32)
     first = tl.load(exp_avg + element, mask=mask, other=0).to(tl.float32)
     second = tl.load(second_moment, mask=second_mask, other=0).to(tl.float32)
@@ -107,6 +110,7 @@ def row_adam(
     epsilon: float,
     weight_decay: float,
     seed: int,
+    gradient_factor: Tensor | None = None,
 ) -> None:
     """See `ultramem.ops.row_adam`."""
     assert all(tensor.is_contiguous() for tensor in (parameter, exp_avg, exp_avg_sq))
@@ -124,6 +128,7 @@ def row_adam(
         exp_avg_sq,
         rows,
         row_gradients.contiguous(),
+        None if gradient_factor is None else gradient_factor.to(parameter.device),
         step.to(parameter.device),
         learning_rate,
         epsilon,

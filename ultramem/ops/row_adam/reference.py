@@ -23,6 +23,7 @@ def row_adam(
     epsilon: float,
     weight_decay: float,
     seed: int,
+    gradient_factor: Tensor | None = None,
     mean_squares: Tensor | None = None,
 ) -> None:
     """See `ultramem.ops.row_adam`."""
@@ -31,6 +32,8 @@ def row_adam(
     if rows is None:
         rows = torch.arange(num_rows, device=parameter.device)
     gradients_UD = row_gradients.to(dtype)
+    if gradient_factor is not None:
+        gradients_UD = gradients_UD * gradient_factor.to(parameter.device, dtype)
     step = step.to(parameter.device, torch.float64)
     correction1, correction2 = (1 - beta1**step).to(dtype), (1 - beta2**step).to(dtype)
 
