@@ -1,8 +1,9 @@
 """All experiments in the order of their worth, as far as the time reaches; the same command goes on where it was.
 
 The ladder is at 25M active parameters, where it was begun; everything else is at 15M, where a run sees most of an epoch
-in seconds. Models are trained side by side, and those of equal compute are asked the --questions, if given; at last the
-steps of each model are timed alone. --list only tells what is lacking, and how long it probably takes.
+in seconds. Models are trained side by side, and the first of each at equal compute is asked the --questions, if given;
+at last the steps of models that have runs are timed alone. --list only tells what is lacking, and how long it probably
+takes.
 
 python -m benchmarks.study.plan --data data/docs --people data/people --side-by-side 5 --seconds 560
 """
@@ -60,7 +61,7 @@ def after_the_rates(
         yield from lacking(given, experiment)
     if people_are_told_of():
         yield from knowledge.lacking(Results(knowledge.EXPERIMENT, given.out), given.people)
-    yield from lacking(given, equal_compute, seeds=equal_compute.SEEDS, afterwards=given.quiz, rivals=rivals)
+    yield from lacking(given, equal_compute, seeds=equal_compute.SEEDS, rivals=rivals)
     for experiment in sizes:
         yield from lacking(given, experiment, seeds=(1, 2))
     yield from lacking(given, ladder, LADDERS_SCALE, seeds=(1,))

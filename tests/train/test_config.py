@@ -38,6 +38,7 @@ def test_an_impossible_run_is_refused_with_field_value_and_rule(changes, message
         ({"table_weight_decay": -0.1}, "optimizer.table_weight_decay is -0.1: it cannot be negative"),
         ({"betas": (0.9, 1.0)}, r"optimizer.betas is \(0.9, 1.0\)"),
         ({"floor": 2.0}, "optimizer.floor is 2.0"),
+        ({"lazy_share": 0.5}, "optimizer.lazy_share is 0.5: it says when lazy tables are stepped densely"),
         ({"schedule": "linear"}, "optimizer.schedule is 'linear': choose from constant, cosine, wsd"),
         ({"warmup_steps": -1}, "optimizer.warmup_steps is -1"),
     ],

@@ -62,6 +62,8 @@ class OptimizerConfig:
             steps = getattr(self, name)
             _require(steps is None or steps >= 0, f"optimizer.{name}", steps, "it cannot be negative")
         _require(0 <= self.lazy_share <= 1, "optimizer.lazy_share", self.lazy_share, "it is a share, from 0 to 1")
+        alone = "it says when lazy tables are stepped densely: set optimizer.lazy_tables too"
+        _require(self.lazy_share == 1 or self.lazy_tables, "optimizer.lazy_share", self.lazy_share, alone)
         _require(0 <= self.floor <= 1, "optimizer.floor", self.floor, "it is a share of the peak, from 0 to 1")
         states, state = ("full", "small"), self.table_optimizer_state
         _require(state in states, "optimizer.table_optimizer_state", state, f"choose from {', '.join(states)}")
