@@ -55,7 +55,8 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
         parameters: those without a gradient are passed over. A sparse gradient is coalesced.
 
     Returns:
-        float32 scalar on the gradients' device.
+        Scalar on the gradients' device, of their widest dtype. PyTorch rounds the norm of each gradient to its dtype
+        before they are joined, so a bfloat16 gradient's is exact to a share of 2**-9.
 
     Example:
         >>> parameter = torch.nn.Parameter(torch.zeros(2))
