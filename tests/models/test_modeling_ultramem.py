@@ -279,3 +279,23 @@ def test_ten_steps_of_the_stock_trainer_lower_the_loss(build, tokens, tmp_path):
     assert len(losses) == 10
     assert losses[-1] < losses[0] - 0.5
     assert trainer.evaluate()["eval_loss"] < losses[0] - 0.5
+
+
+def test_positions_that_begin_anew_are_sequences_of_their_own(build, tokens):
+    model = build("dense")
+    first, second = tokens[:1, :4], tokens[:1, 4:9]
+    positions = torch.cat([torch.arange(4), torch.arange(5)])[None]
+    packed = model(torch.cat([first, second], dim=1), position_ids=positions, use_cache=False).logits
+    apart = [model(sequence, use_cache=False).logits for sequence in (first, second)]
+    torch.testing.assert_close(packed, torch.cat(apart, dim=1))
+
+
+def test_a_training_pass_never_waits_for_the_device(build, tokens):
+    class NothingIsRead(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function is not torch.ops.aten._local_scalar_dense.default
+            return function(*args, **(kwargs or {}))
+
+    model = build("dense").train()
+    with NothingIsRead():
+        model(tokens, labels=tokens, use_cache=False).loss.backward()

@@ -157,9 +157,6 @@ class UltraMemModel(UltraMemPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + past
         masks = (
             attention_mask
             if isinstance(attention_mask, dict)
@@ -171,6 +168,10 @@ class UltraMemModel(UltraMemPreTrainedModel):
                 **cache_keyword(past_key_values),
             )
         )
+        # Only now: positions that begin anew mean packed sequences in a mask, and to look for some waits for the GPU.
+        if position_ids is None:
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device).unsqueeze(0) + past
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids=position_ids)
 
         hidden_states = inputs_embeds
