@@ -54,7 +54,7 @@ RIVALS = {
 SEQUENCE_LENGTH = 128
 STEPS = 1300
 TOKENS_A_BIOGRAPHY = 52  # of the vocabulary below
-STEP_MILLISECONDS = 8.0  # of a GPU beside other runs, roughly: only to tell whether a run ends in time
+STEP_MILLISECONDS = 8.0  # as if alone, a guess: only to tell whether a run ends in time
 
 
 def rival(name: str, num_people: int, seed: int = 0) -> TrainConfig:

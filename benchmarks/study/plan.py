@@ -2,8 +2,8 @@
 
 The ladder is at 25M active parameters, where it was begun; everything else is at 15M, where a run sees most of an epoch
 in seconds. Models are trained side by side, and the first of each at equal compute is asked the --questions, if given;
-at last the steps of models that have runs are timed alone. --list only tells what is lacking, and how long it probably
-takes.
+at last, as far as time is left, the steps of models that have runs are timed alone. --list only tells what is lacking,
+and how long it probably takes.
 
 python -m benchmarks.study.plan --data data/docs --people data/people --side-by-side 5 --seconds 560
 """
@@ -91,8 +91,8 @@ def untimed(given: Namespace) -> list[TrainConfig]:
 
 
 def time_steps(given: Namespace, seconds: float | None) -> None:
-    """Time those, while nothing is trained."""
-    if configs := untimed(given):
+    """Time the steps of the untimed models, while nothing is trained, as far as the time reaches."""
+    if (seconds is None or seconds > 0) and (configs := untimed(given)):
         results = Results(step_time.EXPERIMENT, given.out)
         timer = _PROCESSES.Process(target=step_time.measure_all, args=(SCALE, configs, given.data, results))
         timer.start()

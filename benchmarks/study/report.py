@@ -31,8 +31,8 @@ EXPLANATIONS = {
     "equal_compute": "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are "
     "of steps that had the machine to themselves; a loss in the dense model's time is that of a run on its way, whose "
     "learning rate has not come down.",
-    "dense_equivalent": "Larger dense models on the same tokens, beside those of equal compute; the size between two "
-    "of them is interpolated.",
+    "dense_equivalent": "Larger dense models on the same tokens, beside those of equal compute; where larger "
+    "ones are better, the size between two of them is interpolated.",
     "table_size": "UltraMem with fewer rows, and as many parameters in its matrices; all rows: that of equal compute.",
     "ladder": "Each rung adds a step to the one before. ± is the standard deviation of a rung's runs, with other seeds "
     "or at other commits, and the standard error of a step; two or three runs give either only roughly.",

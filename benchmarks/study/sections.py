@@ -23,7 +23,9 @@ from benchmarks.study.tables import (
 )
 from ultramem.plots import Series
 
-NO_SIZE = "A larger dense model did not always end with a lower loss, so a loss does not tell a size here.\n"
+NO_SIZE = (
+    "A larger dense model did not always end with a lower loss: a loss does not tell a size here, none is given.\n"
+)
 
 
 def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:

@@ -47,15 +47,16 @@ def test_another_model_of_the_same_sizes_finds_its_code_compiled(build, tokens, 
     assert counts[1] == counts[0]
 
 
-def test_a_copy_of_a_compiled_model_has_weights_of_its_own(build, tokens, graphs):
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_a_copy_of_a_compiled_model_has_weights_of_its_own(build, tokens, graphs, use_cache):
     model = build("dense")
     model.compile_regions()
     twin = copy.deepcopy(model)
     torch.nn.init.zeros_(twin.model.layers[0].mlp.down_proj.weight)
     expected = build("dense")
     torch.nn.init.zeros_(expected.model.layers[0].mlp.down_proj.weight)
-    assert_close(twin(tokens).logits, expected(tokens).logits)
-    assert_close(model(tokens).logits, build("dense")(tokens).logits)
+    for compiled, plain in ((twin, expected), (model, build("dense"))):
+        assert_close(compiled(tokens, use_cache=use_cache).logits, plain(tokens, use_cache=use_cache).logits)
 
 
 def test_a_block_with_experts_compiles_whole(build, tokens, graphs):

@@ -62,7 +62,8 @@ class Block(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         **kwargs,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Both steps at once, as in training."""
+        """What `forward` returns where there is no cache, as in training."""
+        # The class's own: the block's may be compiled, and would be a region within a region.
         heads = Block.before_cache(self, hidden_states, position_embeddings)
         return Block.after_cache(self, hidden_states, heads, attention_mask, **kwargs)
 
@@ -82,10 +83,10 @@ class Block(GradientCheckpointingLayer):
         return hidden_states + self.dropout(output), normed, None
 
     def compile(self, *args, **kwargs) -> None:
-        """Compile the whole block, and what comes before a cache and after it; the arguments are `torch.compile`'s.
+        """Compile three regions, each at its first call: the whole block, and what comes before a cache and after it.
 
-        Each at its first call. A cache knows a block by its number: with it inside, every block would be compiled anew.
-        Without one, taking the block apart would cost a tenth of a training step.
+        The arguments are `torch.compile`'s. A cache knows a block by its number: with it inside, every block would be
+        compiled anew. Without one, taking the block apart would cost a tenth of a training step.
         """
         for step in (Block.without_cache, Block.before_cache, Block.after_cache):
             # Bound here, not by the compiler: a copy of the block has the same code and weights of its own.

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim.optimizer import Optimizer
 
+from ultramem.ops.precision import accumulation_dtype
 from ultramem.optim.row_adam import RowAdamW
 
 
@@ -55,8 +56,9 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
         parameters: those without a gradient are passed over. A sparse gradient is coalesced.
 
     Returns:
-        Scalar on the gradients' device, of their widest dtype. PyTorch rounds the norm of each gradient to its dtype
-        before they are joined, so a bfloat16 gradient's is exact to a share of 2**-9.
+        Scalar on the gradients' device, of their widest dtype; of float32 at least where they are divided. PyTorch
+        rounds the norm of each gradient to its dtype before they are joined, so a bfloat16 gradient's is exact to a
+        share of 2**-9.
 
     Example:
         >>> parameter = torch.nn.Parameter(torch.zeros(2))
@@ -76,7 +78,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
         norm = torch.nn.utils.get_total_norm(local_values)
         for axis in split_axes:
             assert mesh is not None
-            square = norm.square()
+            square = norm.to(accumulation_dtype(norm.dtype)).square()
             dist.all_reduce(square, group=mesh.get_group(axis))
             norm = square.sqrt()
         norms.append(norm)
@@ -104,7 +106,8 @@ def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
 def clipped_step(optimizer: Optimizer, factor: Tensor) -> None:
     """Take an optimizer's step with all its gradients multiplied by a factor.
 
-    `RowAdamW` multiplies them in float32 as it reads them, any other optimizer's are scaled in place before.
+    `RowAdamW` multiplies them in float32 as it reads them (see its `step`), any other optimizer's are scaled in place
+    before. There is no closure.
 
     Args:
         optimizer: of all or some parameters whose norm was measured.

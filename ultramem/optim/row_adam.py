@@ -268,7 +268,7 @@ def _mean_squares(parameter: Tensor, gradients: Tensor, gradient_factor: Tensor 
     axis = parameter.placements.index(Shard(1))
     squares = gradients.to(accumulation_dtype(parameter.dtype)).square().sum(dim=1, keepdim=True)
     if gradient_factor is not None:
-        squares *= gradient_factor.square()
+        squares *= gradient_factor.to(squares.device, squares.dtype).square()
     dist.all_reduce(squares, group=parameter.device_mesh.get_group(axis))
     return squares / parameter.shape[1]
 
