@@ -120,33 +120,42 @@ def check_same_tokens(model: UltraMemForCausalLM, batch: int = 4, number: int = 
         raise SystemExit("the graph chooses other tokens than the model")
 
 
-def check_near_plain(model: UltraMemForCausalLM, batch: int = 4) -> None:
-    """Refuses to go on where the first compiled blocks do not give what the plain ones do, up to rounding.
+def check_near_plain(model: UltraMemForCausalLM, attention: str, batch: int = 4) -> None:
+    """Refuses to go on where compiled blocks do not give what plain ones with fused attention do, up to rounding.
 
-    Rounding after each branch makes a difference of some hundredths, a wrong block one of its size. Both have the same
-    attention. The median token counts, and deeper blocks, which are alike, do not: what was rounded differently goes to
-    other experts and rows.
+    Rounding after each branch makes a difference of some hundredths, a wrong block one of its size. What was rounded
+    differently goes to other experts: of a model that has them the median token after the first blocks counts, of the
+    others the logits too.
     """
     outputs = []
-    for stance in ("force_eager", "default"):
+    for stance, kernel in (("force_eager", "sdpa"), ("default", attention)):
         torch.manual_seed(1)
+        model.set_attn_implementation("sdpa")  # so that both go on with the same tokens
         cache, tokens = filled_cache(model, batch)
+        model.set_attn_implementation(kernel)
         with torch.no_grad(), torch.compiler.set_stance(stance):
-            states = model(input_ids=tokens, past_key_values=cache, output_hidden_states=True).hidden_states
-        outputs.append(states[min(COMPARED_BLOCKS, len(states) - 1)].float())
-    error = ((outputs[1] - outputs[0]).norm(dim=-1) / outputs[0].norm(dim=-1)).median().item()
+            outputs.append(model(input_ids=tokens, past_key_values=cache, output_hidden_states=True))
+    plain, compiled = (output.hidden_states[: COMPARED_BLOCKS + 1][-1].float() for output in outputs)
+    error = ((compiled - plain).norm(dim=-1) / plain.norm(dim=-1)).median().item()
     print(f"  the first blocks differ from plain ones by {error:.2g} of their output's norm", flush=True)
     if not error < 0.05:
         raise SystemExit("the compiled blocks do not give what the plain ones do")
+    if model.config.ffn == "moe":
+        return
+    plain, compiled = (output.logits.float() for output in outputs)
+    error = ((compiled - plain).norm() / plain.norm()).item()
+    print(f"  logits differ from the plain model's by {error:.2g} of their norm", flush=True)
+    if not error < 0.1:
+        raise SystemExit("the trunk's logits are not the plain model's")
 
 
 def choose_trunk(model: UltraMemForCausalLM, trunk: str) -> None:
     """Compiles the blocks where the trunk says so, and chooses its attention. A plain trunk comes first."""
     torch.compiler.reset()  # a process has room for few models' code
-    model.set_attn_implementation(TRUNKS[trunk])
     if trunk != "plain":
         model.compile_regions()
-        check_near_plain(model)
+        check_near_plain(model, TRUNKS[trunk])
+    model.set_attn_implementation(TRUNKS[trunk])
 
 
 def step_milliseconds(model: UltraMemForCausalLM, batch: int) -> float:

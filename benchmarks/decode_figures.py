@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.record import RESULTS
 from benchmarks.study.picture import picture
-from benchmarks.study.speed import Line, kept_lines, of_common_trunks
+from benchmarks.study.speed import Line, fastest_steps, kept_lines
 from ultramem.plots import Point, Series
 
 FIGURES = Path(__file__).parents[1] / "docs/decode"
@@ -17,10 +17,9 @@ FIGURES = Path(__file__).parents[1] / "docs/decode"
 def figures(kept: Path = RESULTS) -> dict[str, str]:
     """SVG by file name: a step's time against the batch, and against the rows of the table."""
     steps, grown = kept_lines(kept, "decode"), kept_lines(kept, "decode_table")
-    comparable = of_common_trunks(steps)
     return {
         "time_against_batch.svg": picture(
-            [Series(name, _fastest(comparable, name)) for name in ("moe", "ultramem", "dense")],
+            [Series(name, _fastest(steps, name)) for name in ("moe", "ultramem", "dense")],
             x_label="sequences in the batch",
             y_label="milliseconds a step",
         ),
@@ -41,14 +40,8 @@ def _against_table(grown: list[Line], steps: list[Line]) -> list[Series]:
     ]
 
 
-def _fastest(rows: list[Line], model: str) -> list[Point]:
-    """A model's time at each batch, of its fastest implementation."""
-    times: dict[float, float] = {}
-    for row in rows:
-        if row["model"] == model:
-            batch = float(row["batch"])
-            times[batch] = min(float(row["step_ms"]), times.get(batch, float("inf")))
-    return sorted(times.items())
+def _fastest(steps: list[Line], model: str) -> list[Point]:
+    return [(float(batch), float(line["step_ms"])) for batch, line in sorted(fastest_steps(steps, model).items())]
 
 
 def write(folder: Path = FIGURES, kept: Path = RESULTS) -> None:

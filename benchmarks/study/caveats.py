@@ -8,7 +8,7 @@ from typing import NamedTuple
 from benchmarks.study.kept_runs import kept_runs
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.sections import loss_in, training_seconds
-from benchmarks.study.speed import Line, kept_lines, of_common_trunks
+from benchmarks.study.speed import Line, fastest_steps, kept_lines
 from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, mean_of, short_name
 
 
@@ -65,11 +65,11 @@ def memory(kept: Kept) -> str | None:
 
 def decoding(kept: Kept) -> str | None:
     """What a memory costs in decoding, and where its lead over experts shrinks."""
-    lines = [line for line in of_common_trunks(kept.lines("decode")) if line["model"] == "ultramem"]
-    if not lines:
+    steps = fastest_steps(kept.lines("decode"), "ultramem")
+    if not steps:
         return None
-    largest = max(lines, key=lambda line: int(line["batch"]))
-    best = max(lines, key=lambda line: float(line["moe_is_slower"]))
+    largest = steps[max(steps)]
+    best = max(steps.values(), key=lambda line: float(line["moe_is_slower"]))
     return (
         f"**To decode faster than a dense model of the same trunk.** A step takes [{float(largest['of_dense']):.2f} of "
         f"the dense model's](#decode-{largest['batch']}) at batch {largest['batch']}; what a memory saves is an expert "

@@ -27,16 +27,18 @@ def of_common_trunks(lines: list[Line]) -> list[Line]:
     return [line for line in lines if models[line["trunk"]] == every]
 
 
+def fastest_steps(lines: list[Line], model: str) -> dict[int, Line]:
+    """A model's fastest step at each batch, of those with a trunk that every model was measured with."""
+    by_time = sorted(of_common_trunks(lines), key=lambda line: -float(line["step_ms"]))
+    return {int(line["batch"]): line for line in by_time if line["model"] == model}
+
+
 def decode(lines: list[Line]) -> str:
     """A decoding step of models of 1.6B active parameters with UltraMem's fastest trunk, each at its fastest."""
-    by_time = sorted(of_common_trunks(lines), key=lambda line: -float(line["step_ms"]))
-    ultramem = {int(line["batch"]): line for line in by_time if line["model"] == "ultramem"}
-
-    def fastest(model: str) -> dict[int, Line]:
-        beside = (line for line in by_time if line["model"] == model)
-        return {batch: line for line in beside if ultramem[batch := int(line["batch"])]["trunk"] == line["trunk"]}
-
-    dense, moe = fastest("dense"), fastest("moe")
+    ultramem = fastest_steps(lines, "ultramem")
+    trunks = {batch: line["trunk"] for batch, line in ultramem.items()}
+    with_its_trunk = [line for line in lines if line["trunk"] == trunks.get(int(line["batch"]))]
+    dense, moe = (fastest_steps(with_its_trunk, model) for model in ("dense", "moe"))
     return markdown_table(
         ["batch", "dense, ms", "UltraMem, ms", "of dense", "mixture of experts, ms", "of UltraMem"],
         [

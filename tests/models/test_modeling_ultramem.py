@@ -290,12 +290,13 @@ def test_positions_that_begin_anew_are_sequences_of_their_own(build, tokens):
     torch.testing.assert_close(packed, torch.cat(apart, dim=1))
 
 
-def test_a_training_pass_never_waits_for_the_device(build, tokens):
+@pytest.mark.parametrize("name", ["dense", "pkm", "ultramem", "ultramem-v2", "memory-plus"])
+def test_a_training_pass_never_waits_for_the_device(build, tokens, name):
     class NothingIsRead(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             assert function is not torch.ops.aten._local_scalar_dense.default
             return function(*args, **(kwargs or {}))
 
-    model = build("dense").train()
+    model = build(name).train()
     with NothingIsRead():
         model(tokens, labels=tokens, use_cache=False).loss.backward()

@@ -99,7 +99,7 @@ def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
         >>> clip_factor(torch.tensor(5.0), 1.0)
         tensor(0.2000)
     """
-    norm = norm.to(torch.promote_types(norm.dtype, torch.float32))
+    norm = norm.to(accumulation_dtype(norm.dtype))
     return torch.where(norm.isfinite(), torch.clamp(max_norm / (norm + 1e-6), max=1.0), 1.0)
 
 
