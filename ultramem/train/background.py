@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import torch
+
 
 def in_background(work: Callable[[], None]) -> Future[None]:
     """Begin work in a thread that does not outlive the process; its error comes out of the future's ``result()``.
@@ -15,9 +17,12 @@ def in_background(work: Callable[[], None]) -> Future[None]:
         done
     """
     future: Future[None] = Future()
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def run() -> None:
         try:
+            if gpu is not None:  # a thread begins at the first GPU of the machine, which is another process's
+                torch.cuda.set_device(gpu)
             work()
         except BaseException as error:
             future.set_exception(error)
