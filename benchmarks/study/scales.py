@@ -1,4 +1,4 @@
-"""The sizes at which the experiments run: a family of recipes, and how its models are trained in a run of seconds."""
+"""The scales at which the experiments run: a family of recipes, and how its models are trained in a run of seconds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ def kind(config: TrainConfig) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """One size.
+    """One scale: a size and a regime of training.
 
     Fields:
         family: prefix of the recipes' names.
@@ -96,6 +96,22 @@ SCALES = {
             "memory_plus": 24.0,
             "ultramem": 23.0,
             "ultramem_v2": 33.0,
+        },
+    ),
+    "gpu-15m-small-batch": Scale(
+        family="gpu-15m",
+        tokens=16_000_000,
+        learning_rates=(2e-3, 4e-3),
+        batch_size=16,
+        sequence_length=512,
+        validation_tokens=1 << 18,
+        step_milliseconds={
+            "dense": 7.0,
+            "moe": 12.0,
+            "pkm": 10.0,
+            "memory_plus": 13.0,
+            "ultramem": 13.0,
+            "ultramem_v2": 18.0,
         },
     ),
     "gpu-25m": Scale(

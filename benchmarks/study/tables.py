@@ -6,6 +6,7 @@ from math import sqrt
 from statistics import fmean, stdev, variance
 from typing import Any, NamedTuple
 
+from benchmarks.study.scales import SCALES
 from ultramem.train.config_json import with_defaults
 
 Row = dict[str, Any]
@@ -51,8 +52,8 @@ def difference(runs: Sequence[Row], others: Sequence[Row], field: str) -> str:
 
 def anchor(experiment: str, row: Row) -> str:
     """What a link to a run's line in its experiment's table says, such as "equal-compute-gpu-15m-dense"."""
-    name = row["name"] if row["name"].startswith(experiment) else f"{experiment}-{row['name']}"
-    return name.replace("_", "-")
+    name = f"{row['scale']}-{short_name(row)}" if "scale" in row else row["name"]
+    return f"{experiment}-{name}".replace("_", "-")
 
 
 def anchored(experiment: str, row: Row, shown: str) -> str:
@@ -112,7 +113,7 @@ def mean_of(rows: Sequence[Row], field: str) -> float:
 
 def short_name(row: Row) -> str:
     """A run's name without its family."""
-    return row["name"].removeprefix(f"{row['scale']}-").removeprefix(f"ladder-{row['scale']}-")
+    return row["name"].removeprefix("ladder-").removeprefix(f"{SCALES[row['scale']].family}-")
 
 
 def provenance(rows: Sequence[Row]) -> str:
