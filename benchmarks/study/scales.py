@@ -100,7 +100,7 @@ SCALES = {
     ),
     "gpu-15m-small-batch": Scale(
         family="gpu-15m",
-        tokens=16_000_000,
+        tokens=32_000_000,
         learning_rates=(2e-3, 4e-3),
         batch_size=16,
         sequence_length=512,
