@@ -12,6 +12,8 @@ from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
 from benchmarks.study.learning_rates import tuned
 from benchmarks.study.results import Results
 from benchmarks.study.scales import Scale
+from ultramem.accounting import count_parameters
+from ultramem.recipes.registry import with_model
 from ultramem.train.config import TrainConfig
 
 EXPERIMENT = "equal_compute"
@@ -27,6 +29,14 @@ def runs(
     for seed in seeds:
         for rival in rivals:
             yield tuned(scale.fit(scale.recipe(rival), tokens, seed=seed), rates, scale)
+
+
+def with_as_many_matrices(config: TrainConfig, like: TrainConfig) -> TrainConfig:
+    """Make feed-forward branches so wide that a model has as many parameters in its matrices as another."""
+    model = config.model
+    missing = count_parameters(like.model).matrices - count_parameters(model).matrices
+    wider = round(missing / (3 * model.hidden_size * model.num_hidden_layers) / 8) * 8
+    return with_model(config, intermediate_size=model.intermediate_size + wider)
 
 
 if __name__ == "__main__":

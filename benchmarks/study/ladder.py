@@ -11,7 +11,7 @@ from itertools import product
 
 from benchmarks.study.command import main
 from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
-from benchmarks.study.learning_rates import best_optimizer
+from benchmarks.study.learning_rates import best_optimizer, of_scale
 from benchmarks.study.results import Results
 from benchmarks.study.scales import Scale
 from ultramem import recipes
@@ -57,7 +57,7 @@ def runs(
     scale: Scale, tokens: int, results: Results, seeds: Sequence[int], alternatives: bool = True
 ) -> Iterator[TrainConfig]:
     """The twelve rungs, then what varies alone, with one seed after the other."""
-    rates = results.of(SWEEP)
+    rates = of_scale(results.of(SWEEP), scale)
     ultramem = f"{scale.family}-ultramem"
     swept = any(row["name"] == ultramem for row in rates)
     everything = recipes.matching(f"ladder-{scale.family}-*")

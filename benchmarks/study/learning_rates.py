@@ -25,7 +25,7 @@ MOST_RATES = 6
 def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
     """The rivals; UltraMem's tables as soon as its learning rate is known."""
     tokens //= SHARE_OF_TOKENS
-    rows = results.rows()
+    rows = of_scale(results.rows(), scale)
     for seed in seeds:
         for rival in RIVALS:
             recipe = scale.recipe(rival)
@@ -39,6 +39,11 @@ def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> I
                     yield variant(scale, recipe, tokens, seed, learning_rate=best, table_multiplier_start=start)
                 horizon = scale.fit(recipe, tokens).steps // 3
                 yield variant(scale, recipe, tokens, seed, learning_rate=best, table_horizon_steps=horizon)
+
+
+def of_scale(rows: list[dict[str, Any]], scale: Scale) -> list[dict[str, Any]]:
+    """The runs of one scale: another batch has other rates."""
+    return [row for row in rows if row["scale"] == scale.name]
 
 
 def losses_by_rate(rows: list[dict[str, Any]], name: str) -> dict[float, float]:
@@ -80,7 +85,7 @@ def variant(scale: Scale, config: TrainConfig, tokens: int, seed: int, **optimiz
 
 
 def best_optimizer(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The optimizer settings of a recipe's best run; there has to be one."""
+    """The optimizer settings of a recipe's best run at one scale; there has to be one."""
     return _best(rows, name)["optimizer"]
 
 
@@ -90,6 +95,7 @@ def tuned(config: TrainConfig, rows: list[dict[str, Any]], scale: Scale) -> Trai
     What has no memory takes the dense model's learning rate, what has one UltraMem's, with the tables' multiple and its
     horizon as a share of the run. A run stays as it is where nothing was swept.
     """
+    rows = of_scale(rows, scale)
     swept = {row["name"] for row in rows}
     nearest = f"{scale.family}-{'dense' if config.model.memory is None else 'ultramem'}"
     name = config.name if config.name in swept else nearest

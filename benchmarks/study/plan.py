@@ -1,9 +1,9 @@
 """All experiments in the order of their worth, as far as the time reaches; the same command goes on where it was.
 
 The ladder is at 25M active parameters, where it was begun; everything else is at 15M, where a run sees most of an epoch
-in seconds. Models are trained side by side, and the first of each at equal compute is asked the --questions, if given;
-at last, as far as time is left, the steps of models that have runs are timed alone. --list only tells what is lacking,
-and how long it probably takes.
+in a minute, and equal compute at 25M too. Models are trained side by side, and the first of each at equal compute is
+asked the --questions, if given; at last, as far as time is left, the steps of models that have runs are timed alone.
+--list only tells what is lacking, and how long it probably takes.
 
 python -m benchmarks.study.plan --data data/docs --people data/people --side-by-side 5 --seconds 560
 """
@@ -25,6 +25,7 @@ from benchmarks.study import (
     knowledge,
     ladder,
     learning_rates,
+    shape,
     step_time,
     table_size,
 )
@@ -35,7 +36,8 @@ from ultramem.train.config import TrainConfig
 
 _PROCESSES = multiprocessing.get_context("spawn")
 
-SCALE = "gpu-15m"
+SCALE = "gpu-15m-small-batch"
+LARGER_SCALE = "gpu-25m-small-batch"
 LADDERS_SCALE = "gpu-25m"
 
 
@@ -47,7 +49,9 @@ def wanted(given: Namespace, people_are_told_of: Callable[[], bool]) -> Iterator
     yield from rates
     swept_now = {run.config.name for runs in rates for run in runs}
     yield from after_the_rates(
-        given, people_are_told_of, [name for name in equal_compute.RIVALS if f"{SCALE}-{name}" not in swept_now]
+        given,
+        people_are_told_of,
+        [name for name in equal_compute.RIVALS if SCALES[SCALE].recipe(name).name not in swept_now],
     )
 
 
@@ -62,6 +66,10 @@ def after_the_rates(
     if people_are_told_of():
         yield from knowledge.lacking(Results(knowledge.EXPERIMENT, given.out), given.people)
     yield from lacking(given, equal_compute, seeds=equal_compute.SEEDS, rivals=rivals)
+    if "ultramem" in rivals:
+        yield from lacking(given, shape)
+    larger = lacking(given, learning_rates, LARGER_SCALE)
+    yield from larger or lacking(given, equal_compute, LARGER_SCALE)
     for experiment in sizes:
         yield from lacking(given, experiment, seeds=(1, 2))
     yield from lacking(given, ladder, LADDERS_SCALE, seeds=(1,))
@@ -85,7 +93,8 @@ def lacking(
 def untimed(given: Namespace) -> list[TrainConfig]:
     """Models with a run among the results that lack the time of a step."""
     scale, experiments = SCALES[SCALE], (equal_compute, dense_equivalent, table_size)
-    kept = {row["name"] for module in experiments for row in Results(module.EXPERIMENT, given.out).rows()}
+    rows = [row for module in experiments for row in Results(module.EXPERIMENT, given.out).rows()]
+    kept = {row["name"] for row in rows if row["scale"] == SCALE}
     missing = Results(step_time.EXPERIMENT, given.out).missing([*step_time.rivals(scale), *step_time.sizes(scale)])
     return [config for config in missing if config.name in kept]
 

@@ -23,6 +23,7 @@ TITLES = {
     "equal_compute": "Equal compute",
     "dense_equivalent": "As good as a dense model of what size?",
     "table_size": "Rows of the table",
+    "shape": "UltraMem's shape",
     "ladder": "The ladder from product keys to UltraMem",
     "learning_rates": "Learning rates",
     "knowledge": "Stored facts",
@@ -34,6 +35,8 @@ EXPLANATIONS = {
     "dense_equivalent": "Larger dense models on the same tokens, beside those of equal compute; where larger "
     "ones are better, the size between two of them is interpolated.",
     "table_size": "UltraMem with fewer rows, and as many parameters in its matrices; all rows: that of equal compute.",
+    "shape": "The recipe, and what differs from it in one way, at equal compute and with tables of the same size; runs "
+    "half as long.",
     "ladder": "Each rung adds a step to the one before. ± is the standard deviation of a rung's runs, with other seeds "
     "or at other commits, and the standard error of a step; two or three runs give either only roughly.",
     "learning_rates": "Runs half as long; the best of each model, in bold, is what the other experiments take. A model "

@@ -22,6 +22,7 @@ class Scale:
     """One scale: a size and a regime of training.
 
     Fields:
+        name: of the scale.
         family: prefix of the recipes' names.
         tokens: what each model learns from, unless the command says otherwise.
         learning_rates: what the sweep tries first for the trunk.
@@ -30,6 +31,7 @@ class Scale:
         step_milliseconds: of a step of each kind of model, roughly: only to tell whether a run ends in time.
     """
 
+    name: str
     family: str
     tokens: int
     learning_rates: tuple[float, ...]
@@ -65,8 +67,9 @@ class Scale:
         return config.steps * self.step_milliseconds[kind(config)] / 1e3 * max(1.0, work / common)
 
 
-SCALES = {
-    "cpu": Scale(
+_ALL = (
+    Scale(
+        name="cpu",
         family="cpu",
         tokens=400_000,
         learning_rates=(4e-3, 8e-3, 16e-3),
@@ -82,7 +85,8 @@ SCALES = {
             "ultramem_v2": 700.0,
         },
     ),
-    "gpu-15m": Scale(
+    Scale(
+        name="gpu-15m",
         family="gpu-15m",
         tokens=16_000_000,
         learning_rates=(2e-3, 4e-3, 8e-3),
@@ -98,7 +102,8 @@ SCALES = {
             "ultramem_v2": 33.0,
         },
     ),
-    "gpu-15m-small-batch": Scale(
+    Scale(
+        name="gpu-15m-small-batch",
         family="gpu-15m",
         tokens=32_000_000,
         learning_rates=(2e-3, 4e-3),
@@ -114,7 +119,8 @@ SCALES = {
             "ultramem_v2": 18.0,
         },
     ),
-    "gpu-25m": Scale(
+    Scale(
+        name="gpu-25m",
         family="gpu-25m",
         tokens=10_000_000,
         learning_rates=(1e-3, 2e-3, 4e-3),
@@ -130,7 +136,25 @@ SCALES = {
             "ultramem_v2": 90.0,
         },
     ),
-    "gpu-100m": Scale(
+    Scale(
+        name="gpu-25m-small-batch",
+        family="gpu-25m",
+        tokens=24_000_000,
+        learning_rates=(1e-3, 2e-3),
+        batch_size=16,
+        sequence_length=512,
+        validation_tokens=1 << 18,
+        step_milliseconds={
+            "dense": 8.0,
+            "moe": 14.0,
+            "pkm": 12.0,
+            "memory_plus": 15.0,
+            "ultramem": 15.0,
+            "ultramem_v2": 22.0,
+        },
+    ),
+    Scale(
+        name="gpu-100m",
         family="gpu-100m",
         tokens=20_000_000,
         learning_rates=(5e-4, 1e-3, 2e-3),
@@ -146,4 +170,6 @@ SCALES = {
             "ultramem_v2": 400.0,
         },
     ),
-}
+)
+
+SCALES = {scale.name: scale for scale in _ALL}

@@ -13,6 +13,7 @@ from benchmarks.study.tables import (
     anchored,
     by_name,
     by_settings,
+    difference,
     markdown_table,
     mean_of,
     millions,
@@ -201,7 +202,7 @@ def table_size(rows: list[Row], rivals: list[Row]) -> Section:
                 millions(runs[0]["table_parameters"]),
                 *losses(runs),
                 step_time(runs),
-                f"{fmean(health['rows_read'] for run in runs for health in run['memory'].values()):.0%}",
+                f"{mean_health(runs, 'rows_read'):.0%}",
                 str(len(runs)),
             ]
             for runs in sizes
@@ -216,6 +217,33 @@ def table_size(rows: list[Row], rivals: list[Row]) -> Section:
     mean = Series("UltraMem", line(lambda runs: mean_of(runs, "validation_loss")), each if seeds > 1 else ())
     plot = picture([mean], x_label="doublings of the smallest table", y_label="validation loss")
     return Section(text, {"table_size.svg": plot})
+
+
+def shape(rows: list[Row]) -> Section:
+    """Every variant beside the recipe, which was the first."""
+    groups = by_settings(rows)
+    recipe = groups[0]
+    text = markdown_table(
+        ["UltraMem", "FLOPs", "validation loss", "beside the recipe", "rows read in validation", "outputs", "seeds"],
+        [
+            [
+                anchored("shape", runs[0], short_name(runs[0]).removeprefix("ultramem-")),
+                f"{runs[0]['flops_per_token'] / recipe[0]['flops_per_token']:.3f}",
+                with_spread([run["validation_loss"] for run in runs]),
+                difference(runs, recipe, "validation_loss") if runs is not recipe else "",
+                f"{mean_health(runs, 'rows_read'):.0%}",
+                f"{mean_health(runs, 'output_std'):.2f}",
+                str(len(runs)),
+            ]
+            for runs in groups
+        ],
+    )
+    return Section(text, {})
+
+
+def mean_health(runs: Sequence[Row], field: str) -> float:
+    """The mean over runs and their memories."""
+    return fmean(health[field] for run in runs for health in run["memory"].values())
 
 
 def learning_rates(rows: list[Row]) -> Section:

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from benchmarks.study.command import main
+from benchmarks.study.equal_compute import with_as_many_matrices
 from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
 from benchmarks.study.learning_rates import tuned
 from benchmarks.study.results import Results
 from benchmarks.study.scales import Scale
-from ultramem.accounting import count_parameters
 from ultramem.recipes.registry import with_model
 from ultramem.train.config import TrainConfig
 
@@ -36,10 +36,8 @@ def resized(ultramem: TrainConfig, factor: int) -> TrainConfig:
     """UltraMem with `factor` times the fewest rows, and as many parameters in its matrices."""
     model = ultramem.model
     num_keys = round(model.memory_num_keys * (factor / WHOLE) ** 0.5)
-    fewer = replace(with_model(ultramem, memory_num_keys=num_keys), name=f"{ultramem.name}-rows-x{factor}")
-    missing = count_parameters(model).matrices - count_parameters(fewer.model).matrices
-    wider = round(missing / (3 * model.hidden_size * model.num_hidden_layers) / 8) * 8
-    return with_model(fewer, intermediate_size=model.intermediate_size + wider)
+    fewer = with_as_many_matrices(with_model(ultramem, memory_num_keys=num_keys), ultramem)
+    return replace(fewer, name=f"{ultramem.name}-rows-x{factor}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ultramem.recipes.registry import with_model
 # Divisible by all ranks, cores and expansions that the ladder tries.
 TINY = {
     "hidden_size": 16,
-    "intermediate_size": 16,
+    "intermediate_size": 64,
     "num_attention_heads": 2,
     "num_experts": 8,
     "moe_intermediate_size": 8,
@@ -38,6 +38,7 @@ class TinyScale(Scale):
 
 
 TINY_SCALE = TinyScale(
+    name="tiny",
     family="cpu",
     tokens=256,
     learning_rates=(1e-3, 1e-2, 1e-1),

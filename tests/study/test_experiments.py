@@ -12,6 +12,7 @@ from benchmarks.study import (
     ladder,
     learning_rates,
     schedule,
+    shape,
     step_time,
     table_size,
 )
@@ -32,6 +33,7 @@ EXPERIMENTS = {
     dense_equivalent: 3,
     table_size: 3,
     ladder: 18,
+    shape: 10,
 }
 
 
@@ -112,7 +114,8 @@ def test_a_run_whose_loss_is_not_finite_ends_and_is_kept(prepared, tiny_scale, m
 
 def finished(config, loss=3.0):
     """A row as a run of `config` leaves it."""
-    return {"name": config.name, "seed": config.seed, "validation_loss": loss, "settings": config_to_dict(config)}
+    settings = config_to_dict(config)
+    return {"name": config.name, "scale": "tiny", "seed": config.seed, "validation_loss": loss, "settings": settings}
 
 
 def test_a_torn_line_is_left_out_and_its_run_made_again(tiny_scale, tmp_path):
@@ -190,7 +193,8 @@ def test_the_sweep_asks_for_more_once_the_first_runs_are_there(tiny_scale, tmp_p
 def test_what_was_not_swept_takes_the_nearest_models_rates(tiny_scale):
     def row(name, loss, **optimizer):
         settings = {"table_multiplier_start": 10.0, "table_horizon_steps": None} | optimizer
-        return {"name": name, "validation_loss": loss, "settings": {"steps": 30, "optimizer": settings}}
+        settings = {"steps": 30, "optimizer": settings}
+        return {"name": name, "scale": "tiny", "validation_loss": loss, "settings": settings}
 
     rows = [
         row("cpu-dense", 3.0, learning_rate=0.5),

@@ -71,6 +71,8 @@ def kept(tmp_path):
                               for i, f in enumerate((2, 4, 8), start=1)])  # fmt: skip
     keep("table_size", [row(f"gpu-25m-ultramem-rows-x{f}", 3 - f / 100, parameters=f * 4e6, recipe="gpu-25m-ultramem")
                         for f in (1, 4, 16)])  # fmt: skip
+    keep("shape", [row(f"gpu-25m-ultramem{name}", loss, recipe="gpu-25m-ultramem")
+                   for name, loss in (("", 3.0), ("-no-skips", 3.02))])  # fmt: skip
     names = [*PAPER, "07-ive-9", "08-tdqkr-3", "09-mcs-4"]
     keep("ladder", [row(f"ladder-gpu-25m-{name}", 3 - i / 100, recipe=f"ladder-gpu-25m-{name}")
                     for i, name in enumerate(names)])  # fmt: skip
@@ -79,6 +81,12 @@ def kept(tmp_path):
     knowledge = [row(f"{kind}-500-people", 3.2, afterwards=quiz) for kind in ("dense", "ultramem")]
     keep("knowledge", [{name: value for name, value in each.items() if name != "scale"} for each in knowledge])
     return tmp_path / "kept"
+
+
+def test_a_shape_stands_beside_the_recipe(kept):
+    part, _ = report.study(kept)
+    assert line_of(part, "shape-gpu-25m-ultramem")[:3] == ["1.000", "3.000", ""]
+    assert line_of(part, "shape-gpu-25m-ultramem-no-skips") == ["1.000", "3.020", "+0.020", "50%", "2.00", "1"]
 
 
 def test_the_page_is_what_follows_from_the_kept_results():

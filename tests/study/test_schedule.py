@@ -252,7 +252,7 @@ def test_afterwards_all_else_is_wanted_but_biographies_that_are_not_there(tmp_pa
     monkeypatch.setattr(plan.learning_rates, "runs", lambda *_: [])
     wanted = [*plan.wanted(given(tmp_path), lambda: True)]
     experiments = dict.fromkeys(runs[0].results.path.stem for runs in wanted)
-    assert [*experiments] == ["ladder", "equal_compute", "dense_equivalent", "table_size", "knowledge"]
+    assert [*experiments] == ["ladder", "equal_compute", "dense_equivalent", "table_size", "knowledge", "shape"]
     untold = {runs[0].results.path.stem for runs in plan.wanted(given(tmp_path), lambda: False)}
     assert untold == {*experiments} - {"knowledge"}
     seeds = [[run.config.seed for run in runs] for runs in wanted if runs[0].config.name == "gpu-15m-pkm"]
@@ -262,8 +262,9 @@ def test_afterwards_all_else_is_wanted_but_biographies_that_are_not_there(tmp_pa
 def test_the_steps_of_models_that_have_runs_are_timed_once(tmp_path):
     here = given(tmp_path)
     assert plan.untimed(here) == []
-    Results("equal_compute", here.out).add({"name": "gpu-15m-moe", "settings": {}})
-    Results("table_size", here.out).add({"name": "gpu-15m-ultramem-rows-x4", "settings": {}})
+    Results("equal_compute", here.out).add({"name": "gpu-15m-moe", "scale": plan.SCALE, "settings": {}})
+    Results("equal_compute", here.out).add({"name": "gpu-15m-pkm", "scale": "gpu-15m", "settings": {}})
+    Results("table_size", here.out).add({"name": "gpu-15m-ultramem-rows-x4", "scale": plan.SCALE, "settings": {}})
     moe, fewer_rows = plan.untimed(here)
     assert (moe.name, fewer_rows.name) == ("gpu-15m-moe", "gpu-15m-ultramem-rows-x4")
     Results("step_time", here.out).add({"settings": schedule_settings(moe)})

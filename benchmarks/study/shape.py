@@ -1,0 +1,68 @@
+"""UltraMem's shape: how many rows it reads, how wide they are, expansion, heads, layers and their skips, each alone.
+
+All variants have the recipe's learning rates, and as many parameters in tables and in matrices, within 2 percent.
+Runs are as long as those of `learning_rates`.
+
+python -m benchmarks.study.shape --data data/docs --scale gpu-15m-small-batch
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from benchmarks.study.command import main
+from benchmarks.study.equal_compute import with_as_many_matrices
+from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
+from benchmarks.study.learning_rates import SHARE_OF_TOKENS, tuned
+from benchmarks.study.results import Results
+from benchmarks.study.scales import Scale
+from ultramem.models.configuration_ultramem import UltraMemConfig
+from ultramem.recipes.registry import with_model
+from ultramem.train.config import TrainConfig
+
+EXPERIMENT = "shape"
+
+
+def _wider(model: UltraMemConfig, times: int) -> dict[str, int]:
+    """Rows so many times as wide, and as many times fewer of them."""
+    return {
+        "memory_value_size": times * model.memory_value_size,
+        "memory_num_keys": round(model.memory_num_keys / times**0.5),
+    }
+
+
+def _with_units(model: UltraMemConfig, units: Sequence[str]) -> dict[str, object]:
+    """Other layers with as many rows in all."""
+    num_keys = round(model.memory_num_keys * (len(model.memory_units) / len(units)) ** 0.5)
+    return {"memory_units": [*units], "memory_num_keys": num_keys}
+
+
+def _one_block_long(model: UltraMemConfig) -> list[str]:
+    return [f"{block}:{block + 1}" for block in range(1, model.num_hidden_layers, 2)]
+
+
+VARIANTS: dict[str, Callable[[UltraMemConfig], dict[str, object]]] = {
+    "twice-the-slots": lambda model: {"memory_top_k": 2 * model.memory_top_k},
+    "one-head-twice-the-slots": lambda model: {"memory_num_heads": 1, "memory_top_k": 2 * model.memory_top_k},
+    "no-expansion": lambda model: {"memory_expansion": 1},
+    "rows-twice-as-wide": lambda model: {**_wider(model, 2)},
+    "rows-twice-as-wide-no-expansion": lambda model: {**_wider(model, 2), "memory_expansion": 1},
+    "keys-twice-as-wide": lambda model: {"memory_key_size": 2 * model.memory_key_size},
+    "no-skips": lambda model: {"memory_units": [f"{add}:{add}" for _, add in model.memory_unit_blocks]},
+    "one-layer": lambda model: _with_units(model, model.memory_units[1:2]),
+    "a-layer-every-other-block": lambda model: _with_units(model, _one_block_long(model)),
+}
+
+
+def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
+    """The recipe, then what differs in one way."""
+    rates = results.of(SWEEP)
+    for seed in seeds:
+        ultramem = tuned(scale.fit(scale.recipe("ultramem"), tokens // SHARE_OF_TOKENS, seed=seed), rates, scale)
+        yield ultramem
+        for name, changes in VARIANTS.items():
+            varied = with_as_many_matrices(with_model(ultramem, **changes(ultramem.model)), ultramem)
+            yield replace(varied, name=f"{ultramem.name}-{name}")
+
+
+if __name__ == "__main__":
+    main(EXPERIMENT, __doc__, runs)
