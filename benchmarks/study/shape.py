@@ -36,6 +36,12 @@ def _with_units(model: UltraMemConfig, units: Sequence[str]) -> dict[str, object
     return {"memory_units": [*units], "memory_num_keys": num_keys}
 
 
+def _without_skips(model: UltraMemConfig) -> list[str]:
+    """Read and added by the block in the middle of each skip."""
+    middles = [(read + add) // 2 + 1 for read, add in model.memory_unit_blocks]
+    return [f"{block}:{block}" for block in middles]
+
+
 def _one_block_long(model: UltraMemConfig) -> list[str]:
     return [f"{block}:{block + 1}" for block in range(1, model.num_hidden_layers, 2)]
 
@@ -47,7 +53,7 @@ VARIANTS: dict[str, Callable[[UltraMemConfig], dict[str, object]]] = {
     "rows-twice-as-wide": lambda model: {**_wider(model, 2)},
     "rows-twice-as-wide-no-expansion": lambda model: {**_wider(model, 2), "memory_expansion": 1},
     "keys-twice-as-wide": lambda model: {"memory_key_size": 2 * model.memory_key_size},
-    "no-skips": lambda model: {"memory_units": [f"{add}:{add}" for _, add in model.memory_unit_blocks]},
+    "no-skips": lambda model: {"memory_units": _without_skips(model)},
     "one-layer": lambda model: _with_units(model, model.memory_units[1:2]),
     "a-layer-every-other-block": lambda model: _with_units(model, _one_block_long(model)),
 }
