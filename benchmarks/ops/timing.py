@@ -1,8 +1,10 @@
 """Times on a GPU, and the two speeds that floors are measured in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
+from torch import Tensor
 from triton.testing import do_bench, do_bench_cudagraph
 
 SECONDS = 0.02  # a measurement
@@ -24,6 +26,32 @@ def microseconds_in_graph(function: Callable[[], object], calls: int = 1) -> flo
     return do_bench_cudagraph(function, rep=SECONDS * 1e3, return_mode="median") * 1e3 / calls
 
 
+def backward_pass(
+    function: Callable[..., Tensor], leaves: Sequence[Tensor], gradient: Tensor
+) -> Callable[[], tuple[Tensor, ...]]:
+    """What computes the gradients of the leaves, and can be captured.
+
+    The forward pass runs once, at the first call: autograd works on the stream of the forward pass, which must be one
+    that a capture may wait for, not the default one.
+
+    Args:
+        function: of all leaves.
+        leaves: tensors that require gradients.
+        gradient: of what the function returns, in any dtype.
+    """
+
+    @cache
+    def forward() -> tuple[Tensor, Tensor]:
+        output = function(*leaves)
+        return output, gradient.to(output.dtype)
+
+    def backward() -> tuple[Tensor, ...]:
+        output, given = forward()
+        return torch.autograd.grad(output, leaves, given, retain_graph=True)
+
+    return backward
+
+
 def copy_speed() -> float:
     """Bytes a microsecond that a device copy reads and writes."""
     source = torch.randn(2**29, device="cuda")
@@ -37,7 +65,7 @@ def product_speed() -> float:
     return 2 * 8192**3 / microseconds(lambda: left @ right)
 
 
-def num_bytes(*tensors: torch.Tensor) -> int:
+def num_bytes(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

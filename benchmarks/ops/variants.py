@@ -3,7 +3,7 @@
 - The backward walk over some columns at a time. The pooled gradient of all columns (67 MB for 32768 tokens, 4 groups
   and 256 columns) does not stay in the L2 cache, a quarter of it may. A table ``(R, D_v)`` is one of
   ``(P R, D_v / P)``, whose rows are read in P passes, so the used kernels walk it as they are.
-- The forward pass of few tokens of wide rows: programs of 128 columns instead of 32.
+- The forward pass of few tokens of wide rows: products of 128 columns, as for many tokens, instead of sums of 32.
 
 Times are microseconds; every variant must give what is used: bit for bit, but for the weights' gradient, whose terms P
 passes add in another order.
@@ -80,7 +80,7 @@ def check(used: Gradients, other: Gradients) -> None:
 
 
 def forward_row(tokens: int) -> dict[str, Any]:
-    """A lookup of rows of 1024 columns with both tiles."""
+    """A lookup of rows of 1024 columns with both kernels."""
     size = Size(3578, 1024, tokens)
     table, slots, weights = operands(size)
     drawn = [slots, *(draw_slots(size) for _ in range(7))]

@@ -81,7 +81,8 @@ def choose_keys() -> None:
 def read_rows() -> None:
     placement, table = Placement(num_keys=20, expansion=4, seed=3), torch.zeros(100, 64)
     slots, weights, pooled = torch.zeros(600, 40, dtype=torch.int64), torch.zeros(600, 2, 40), torch.zeros(600, 4, 64)
-    lookup.lookup(table, slots, weights, placement, 4)
+    for dtype in (torch.float32, torch.bfloat16):
+        lookup.lookup(table.to(dtype), slots, weights, placement, 4)
     lookup_backward.lookup_backward(pooled, table, slots, weights, placement, 4)
     lookup_backward.lookup_backward_rows(pooled, table, slots, weights, placement, 4)
     gather_dot.gather_dot(table, slots, torch.zeros(600, 64), placement)

@@ -80,6 +80,17 @@ def test_filters_that_reach_further_than_a_program(kernel_device, monkeypatch):
     assert torch.equal(*contexts)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+def test_a_weight_whose_gradient_has_more_parts_than_are_summed_at_once(kernel_device, monkeypatch):
+    monkeypatch.setattr(kernels, "PARTS_A_SUM", 4)
+    monkeypatch.setattr(kernels, "PLACES_A_GRADIENT", 8)
+    hidden_states, weight, context = operands((2, 43, 5, 4, 3), kernel_device)
+    ours = kernels.causal_conv_backward(hidden_states, hidden_states, weight, context)
+    theirs = reference.causal_conv_backward(hidden_states, hidden_states, weight, context)
+    for gradient, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, other)
+
+
 def test_a_weight_of_other_precision(kernel_device):
     hidden_states, weight, context = operands(SIZES[0], kernel_device, torch.bfloat16)
     ours = kernels.causal_conv_backward(hidden_states, hidden_states, weight.float(), context)

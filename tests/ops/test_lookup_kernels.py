@@ -134,7 +134,25 @@ def test_tiles_of_many_tokens_leave_few_columns_idle(width, columns):
 @pytest.mark.usefixtures("poisoned_memory")
 def test_many_tokens_use_other_tiles(width, monkeypatch):
     monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
-    assert_as_near_as_plain(operands((2, 70, 10, 4, 2, width), torch.bfloat16))
+    assert_as_near_as_plain(operands((2, 70, 10, 4, 2, width), torch.float16))
+
+
+@pytest.mark.parametrize(("width", "piece"), [(192, (64, 32)), (256, (64, 64)), (384, (128, 64)), (1024, (64, 64))])
+def test_products_of_many_tokens_leave_no_columns_idle(width, piece):
+    assert kernels._piece(width // 2)[:2] == piece
+
+
+@pytest.mark.parametrize("num_groups", [4, 3, 1])
+@pytest.mark.parametrize("width", [192, 30, 404])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_many_tokens_of_bfloat16_rows_are_products(width, num_groups, monkeypatch):
+    """In float16 in the interpreter, whose products do not know bfloat16."""
+    monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
+    dtype = torch.bfloat16 if ON_GPU else torch.float16
+    monkeypatch.setattr(kernels, "PRODUCT_DTYPES", (dtype,))
+    monkeypatch.setattr(kernels, "_lookup_kernel", None)
+    expansion = 9 if num_groups == 3 else 4
+    assert_as_near_as_plain(operands((2, 70, 12, expansion, 2, width), dtype, num_groups=num_groups))
 
 
 def test_two_runs_give_the_same_bits():

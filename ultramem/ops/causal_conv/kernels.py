@@ -10,8 +10,13 @@ from torch import Tensor
 
 COLUMNS = 128
 TOKENS = 32  # of a program, at most; more where filters reach further
-TOKENS_A_GRADIENT_STEP = 8
-STEPS_A_GRADIENT = 32  # steps whose sums for the weight stay in registers
+# Backward, a program is one warp, so that a row of its columns is 16 bytes a thread, and walks the rows of some places.
+PLACES_A_GRADIENT = 64  # of a program, whose sums for the weight stay in registers; a multiple of the rows of a step
+ROWS_A_GRADIENT_STEP = 4
+COLUMNS_A_GRADIENT = 256
+GRADIENT_STAGES = 3  # steps that are computed or on their way from memory
+PARTS_A_SUM = 256
+COLUMNS_A_SUM = 16
 
 
 @triton.jit
@@ -149,6 +154,13 @@ def _convolve(hidden_states: Tensor, weight: Tensor, context: Tensor, *, advance
 
 
 @triton.jit
+def _row(sequences, batch, place, column, length, width):
+    """A row of one of ``(B, T, D)``, as it lies in memory; zero before and behind all of them."""
+    mask = (place >= 0) & (place < length) & (column < width)
+    return tl.load(sequences + (batch * length + place) * width + column, mask=mask, other=0)
+
+
+@triton.jit
 def _backward_kernel(
     grad_convolved,  # (B, T, D)
     hidden_states,  # (B, T, D)
@@ -156,7 +168,7 @@ def _backward_kernel(
     context,  # (B, KEPT, D)
     grad_hidden_states,  # (B, T, D)
     grad_context,  # (B, KEPT, D)
-    grad_weights,  # (programs a block of channels, D, K) float32
+    grad_weights,  # (programs a block of channels, K, D) float32
     length,
     width,
     batch_stride,
@@ -164,59 +176,82 @@ def _backward_kernel(
     column_stride,
     TAPS: tl.constexpr,
     KEPT: tl.constexpr,
-    STEPS: tl.constexpr,
-    TOKENS: tl.constexpr,
+    PLACES: tl.constexpr,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    """All gradients of some inputs of a sequence, and what they add to that of the weight."""
+    """All gradients of some inputs of a sequence, and what they add to that of the weight.
+
+    An input's gradient needs those of the outputs at its place and the next ones. Rows are tensors of their own, so
+    that the gradients that the next step needs again stay in registers.
+    """
     column_blocks = tl.cdiv(width, COLUMNS)
-    chunks = tl.cdiv(length + KEPT, STEPS * TOKENS)
+    chunks = tl.cdiv(length + KEPT, PLACES)
     program = tl.program_id(0).to(tl.int64)
     column = program % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
     part = program // column_blocks
     batch = part // chunks
-    first = part % chunks * (STEPS * TOKENS) - KEPT
+    start = part % chunks * PLACES - KEPT
     inside = column < width
+    context += batch * batch_stride + column * column_stride
 
     filters = ()
     sums = ()
     for tap in tl.static_range(TAPS):
         filters += (tl.load(weight + column * TAPS + tap, mask=inside, other=0).to(tl.float32),)
-        sums += (tl.zeros((TOKENS, COLUMNS), tl.float32),)
-    for step in range(0, tl.minimum(STEPS, tl.cdiv(length - first, TOKENS))):
-        place = first + step * TOKENS + tl.arange(0, TOKENS)
-        inputs = _inputs(
-            hidden_states,
-            context,
-            batch,
-            place,
-            column,
-            length,
-            width,
-            batch_stride,
-            place_stride,
-            column_stride,
-            KEPT,
-        )
-        total = tl.zeros((TOKENS, COLUMNS), tl.float32)
-        updated = ()
-        for tap in tl.static_range(TAPS):
-            token = place + (TAPS - 1 - tap)  # the output that reads the input by this tap
-            mask = ((token >= 0) & (token < length))[:, None] & inside[None, :]
-            offsets = (batch * length + token)[:, None] * width + column[None, :]
-            gradient = tl.load(grad_convolved + offsets, mask=mask, other=0).to(tl.float32)
-            total += filters[tap][None, :] * gradient
-            updated += (sums[tap] + inputs * gradient,)
-        sums = updated
-        new = ((place >= 0) & (place < length))[:, None] & inside[None, :]
-        tl.store(grad_hidden_states + (batch * length + place)[:, None] * width + column[None, :], total, mask=new)
-        if KEPT > 0:
-            kept = (place < 0)[:, None] & inside[None, :]
-            offsets = (batch * KEPT + place + KEPT)[:, None] * width + column[None, :]
-            tl.store(grad_context + offsets, total, mask=kept)
+        sums += (tl.zeros((COLUMNS,), tl.float32),)
+    reached = ()  # gradients of outputs, from the first place of a step on
+    for number in tl.static_range(TAPS - 1):
+        reached += (_row(grad_convolved, batch, start + number, column, length, width),)
+    for first in tl.range(start, tl.minimum(start + PLACES, length), ROWS, num_stages=STAGES):
+        inputs = ()
+        for row in tl.static_range(ROWS):
+            place = first + row
+            values = _row(hidden_states, batch, place, column, length, width).to(tl.float32)
+            if KEPT > 0:
+                earlier = context + (place + KEPT) * place_stride
+                values += tl.load(earlier, mask=(place < 0) & inside, other=0).to(tl.float32)
+            inputs += (values,)
+            reached += (_row(grad_convolved, batch, place + (TAPS - 1), column, length, width),)
+        for row in tl.static_range(ROWS):
+            place = first + row
+            total = tl.zeros((COLUMNS,), tl.float32)
+            updated = ()
+            for tap in tl.static_range(TAPS):
+                gradient = reached[row + TAPS - 1 - tap].to(tl.float32)  # of the output that reads it by this tap
+                total += filters[tap] * gradient
+                updated += (sums[tap] + inputs[row] * gradient,)
+            sums = updated
+            target = grad_hidden_states + (batch * length + place) * width + column
+            tl.store(target, total, mask=(place >= 0) & (place < length) & inside)
+            if KEPT > 0:
+                target = grad_context + (batch * KEPT + place + KEPT) * width + column
+                tl.store(target, total, mask=(place < 0) & inside)
+        reached = reached[ROWS:]
     for tap in tl.static_range(TAPS):
-        target = grad_weights + (part * width + column) * TAPS + tap
-        tl.store(target, tl.sum(sums[tap], axis=0), mask=inside)
+        tl.store(grad_weights + (part * TAPS + tap) * width + column, sums[tap], mask=inside)
+
+
+@triton.jit
+def _sum_parts_kernel(
+    grad_weights,  # (P, K, D) float32
+    grad_weight,  # (D, K)
+    num_parts,
+    width,
+    TAPS: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The weight's gradient, summed in a fixed order."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)  # of all taps
+    inside = column < TAPS * width
+    total = tl.zeros((PARTS, COLUMNS), tl.float32)
+    for first in range(0, num_parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        offsets = part.to(tl.int64)[:, None] * (TAPS * width) + column[None, :]
+        total += tl.load(grad_weights + offsets, mask=(part < num_parts)[:, None] & inside[None, :], other=0)
+    tl.store(grad_weight + column % width * TAPS + column // width, tl.sum(total, axis=0), mask=inside)
 
 
 def causal_conv_backward(
@@ -229,9 +264,9 @@ def causal_conv_backward(
     grad_context = torch.empty(context.shape, dtype=context.dtype, device=context.device)
     if hidden_states.numel() == 0:
         return grad_hidden_states, torch.zeros_like(weight), grad_context.zero_()
-    parts = batch * triton.cdiv(length + kept, STEPS_A_GRADIENT * TOKENS_A_GRADIENT_STEP)
-    grad_weights = torch.empty(parts, width, taps, dtype=torch.float32, device=weight.device)
-    _backward_kernel[(parts * triton.cdiv(width, COLUMNS),)](
+    parts = batch * triton.cdiv(length + kept, PLACES_A_GRADIENT)
+    grad_weights = torch.empty(parts, taps, width, dtype=torch.float32, device=weight.device)
+    _backward_kernel[(parts * triton.cdiv(width, COLUMNS_A_GRADIENT),)](
         grad_convolved.contiguous(),
         hidden_states.contiguous(),
         weight.contiguous(),
@@ -244,9 +279,14 @@ def causal_conv_backward(
         *context.stride(),
         TAPS=taps,
         KEPT=kept,
-        STEPS=STEPS_A_GRADIENT,
-        TOKENS=TOKENS_A_GRADIENT_STEP,
-        COLUMNS=COLUMNS,
-        num_warps=4,
+        PLACES=PLACES_A_GRADIENT,
+        ROWS=ROWS_A_GRADIENT_STEP,
+        COLUMNS=COLUMNS_A_GRADIENT,
+        STAGES=GRADIENT_STAGES,
+        num_warps=1,
     )
-    return grad_hidden_states, grad_weights.sum(dim=0).to(weight.dtype), grad_context
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    _sum_parts_kernel[(triton.cdiv(taps * width, COLUMNS_A_SUM),)](
+        grad_weights, grad_weight, parts, width, TAPS=taps, PARTS=PARTS_A_SUM, COLUMNS=COLUMNS_A_SUM, num_warps=4
+    )
+    return grad_hidden_states, grad_weight, grad_context
