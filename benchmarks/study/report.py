@@ -31,7 +31,8 @@ TITLES = {
 EXPLANATIONS = {
     "equal_compute": "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are "
     "of steps that had the machine to themselves; a loss in the dense model's time is that of a run on its way, whose "
-    "learning rate has not come down.",
+    "learning rate has not come down. A repeated token, where these are told apart, ends a trigram that stands earlier "
+    "in its window: it can be copied.",
     "dense_equivalent": "Larger dense models on the same tokens, beside those of equal compute; where larger "
     "ones are better, the size between two of them is interpolated.",
     "table_size": "UltraMem with fewer rows, and as many parameters in its matrices; all rows: that of equal compute.",

@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.record import machine
+from benchmarks.study.copies import loss_of_the_rest, split
 from ultramem.accounting import count_active_parameters, count_flops, count_parameters
-from ultramem.data.loader import TokenLoader
+from ultramem.data.loader import TokenLoader, validation_batches
 from ultramem.data.tokens import TokenDataset
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.recipes.registry import with_model
@@ -37,8 +39,9 @@ def train_and_measure(
 
     Returns:
         Plain values: "name", "seed", "settings", counts, the curves "training" and "validation" (tokens, seconds of
-        training, loss in nats a token), the final losses, the memories' health, the speed, and what it ran on. Where
-        a loss was not finite the run ends, "ended_early" says so, and the last validation is of the weights before.
+        training, loss in nats a token), the final losses, of new and of repeated tokens too, the memories' health, the
+        speed, and what it ran on. Where a loss was not finite the run ends, "ended_early" says so, and the last
+        validation is of the weights before.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
@@ -62,7 +65,7 @@ def train_and_measure(
             step_seconds.append(time.perf_counter() - begun)
             if trainer.step % config.evaluate_every_steps == 0 or trainer.step == config.steps or ended_early:
                 tokens = trainer.step * config.tokens_per_step
-                validations.append({"tokens": tokens, **trainer.evaluate()})
+                validations.append({"tokens": tokens, **_validated(trainer)})
         with torch.compiler.set_stance("force_eager"):  # questions are of every length
             more = {"afterwards": afterwards(trainer.model)} if afterwards else {}
     # The first steps compile kernels; the median step is what training costs.
@@ -73,6 +76,7 @@ def train_and_measure(
         "tokens": trainer.step * config.tokens_per_step,
         "validation_loss": validations[-1]["validation_loss"],
         "bits_per_byte": validations[-1]["bits_per_byte"],
+        **{name: validations[-1][name] for name in ("new_loss", "repeated_loss", "repeated_share")},
         "training_loss": _tail_mean(training_losses),
         "parameters": count_parameters(config.model).without_embeddings,
         "table_parameters": count_parameters(config.model).tables,
@@ -82,7 +86,8 @@ def train_and_measure(
         "seconds": sum(step_seconds),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "validation": [
-            _point(line["tokens"], line["validation_loss"], config, seconds_per_step) for line in validations
+            _point(line["tokens"], line["validation_loss"], config, seconds_per_step) | {"new_loss": line["new_loss"]}
+            for line in validations
         ],
         "training": [
             _point(step * config.tokens_per_step, loss, config, seconds_per_step)
@@ -95,6 +100,15 @@ def train_and_measure(
         **more,
         **machine(),
     }
+
+
+def _validated(trainer: Trainer) -> dict[str, Any]:
+    """What the trainer measures, and the loss apart from what can be copied."""
+    config, measured = trainer.config, trainer.evaluate()
+    batches = validation_batches(trainer.validation, config.sequence_length, config.batch_size, config.evaluate_batches)
+    device_type, mixed = trainer.model.device.type, config.precision == "bf16"
+    autocast = partial(torch.autocast, device_type, dtype=torch.bfloat16, enabled=mixed)
+    return measured | split(measured["validation_loss"], *loss_of_the_rest(trainer.model, batches, autocast))
 
 
 def _point(tokens: int, loss: float, config: TrainConfig, seconds_per_step: float) -> dict[str, float]:

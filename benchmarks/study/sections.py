@@ -62,9 +62,11 @@ def equal_compute(rows: list[Row]) -> Section:
     groups = by_settings(rows)
     dense = next(runs for runs in groups if kind_of(runs[0]) == "dense")
     in_dense_time = [loss_in(training_seconds(dense), runs) for runs in groups]
+    apart = any("new_loss" in run for run in rows)
     table = markdown_table(
-        ["model", "parameters", "FLOPs", "learning rate", "validation loss", "bits per byte", "training loss",
-         "ms a step", "loss in the dense model's time", "seeds"],
+        ["model", "parameters", "FLOPs", "learning rate", "validation loss", "bits per byte",
+         *(["loss of new tokens", "of repeated tokens"] if apart else []), "training loss", "ms a step",
+         "loss in the dense model's time", "seeds"],
         [
             [
                 anchored("equal_compute", runs[0], short_name(runs[0])),
@@ -72,6 +74,7 @@ def equal_compute(rows: list[Row]) -> Section:
                 f"{runs[0]['flops_per_token'] / dense[0]['flops_per_token']:.3f}",
                 f"{runs[0]['settings']['optimizer']['learning_rate']:g}",
                 *losses(runs),
+                *([losses_of("new_loss", runs), losses_of("repeated_loss", runs)] if apart else []),
                 with_spread([run["training_loss"] for run in runs]),
                 step_time(runs),
                 "" if loss is None else f"{loss:.3f}",
@@ -102,6 +105,12 @@ def kind_of(row: Row) -> str:
 def losses(runs: Sequence[Row]) -> tuple[str, str]:
     """Validation loss and bits per byte with their spread."""
     return with_spread([run["validation_loss"] for run in runs]), with_spread([run["bits_per_byte"] for run in runs], 4)
+
+
+def losses_of(field: str, runs: Sequence[Row]) -> str:
+    """A loss that not every run measured, of those that did."""
+    measured = [run[field] for run in runs if run.get(field) is not None]
+    return with_spread(measured) if measured else ""
 
 
 def training_seconds(runs: Sequence[Row]) -> float | None:
@@ -296,7 +305,7 @@ def knowledge(rows: list[Row]) -> Section:
     def asked(runs: list[Row], field: str) -> list[float]:
         return [run["afterwards"][field] for run in runs]
 
-    groups = by_settings(rows)
+    groups = sorted(by_settings(rows), key=lambda runs: (runs[0]["afterwards"]["persons"], runs[0]["parameters"]))
     text = markdown_table(
         ["model", "parameters", "people", "exact recall", "bits a person", "bits stored", "bits a parameter", "seeds"],
         [

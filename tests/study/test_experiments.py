@@ -50,9 +50,10 @@ def test_an_experiment_runs_from_end_to_end(experiment, prepared, tiny_scale, in
     assert len(rows) == EXPERIMENTS[experiment]
     for row in rows:
         assert {"commit", "hardware", "torch", "date", "settings", "seed"} <= set(row)
-        assert row["validation"][-1] == pytest.approx(
-            {"tokens": row["tokens"], "seconds": row["validation"][-1]["seconds"], "loss": row["validation_loss"]}
-        )
+        last = row["validation"][-1]
+        assert set(last) == {"tokens", "seconds", "loss", "new_loss"}
+        assert (last["tokens"], last["new_loss"]) == (row["tokens"], row["new_loss"])
+        assert last["loss"] == pytest.approx(row["validation_loss"])
         assert row["tokens"] == row["settings"]["steps"] * 64
         assert [point["tokens"] for point in row["training"]][-1] == row["tokens"]
         assert (row["memory"] is None) == (row["settings"]["model"]["memory"] is None)

@@ -114,6 +114,7 @@ def test_an_untrained_model_knows_nothing(corpus):
     assert model.training
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_the_experiment_runs_from_end_to_end(tmp_path, monkeypatch, in_this_process):
     for name, value in {"EXPOSURES": 8, "VOCABULARY": 300, "STEPS": 4}.items():
         monkeypatch.setattr(knowledge, name, value)

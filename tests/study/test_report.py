@@ -83,6 +83,16 @@ def kept(tmp_path):
     return tmp_path / "kept"
 
 
+def test_new_and_repeated_tokens_stand_apart_where_they_were_measured(kept):
+    results = Results("equal_compute", kept, kept)
+    assert "of repeated tokens" not in report.study(kept)[0]
+    apart = {"new_loss": 3.5, "repeated_loss": 0.5, "repeated_share": 0.2}
+    results.add(row("gpu-25m-dense", 2.9, seed=3, parameters=25e6, recipe="gpu-25m-dense", **apart))
+    part, _ = report.study(kept)
+    assert line_of(part, "equal-compute-gpu-25m-dense")[5:7] == ["3.500", "0.500"]
+    assert line_of(part, "equal-compute-gpu-25m-moe")[5:7] == ["", ""]
+
+
 def test_a_shape_stands_beside_the_recipe(kept):
     part, _ = report.study(kept)
     assert line_of(part, "shape-gpu-25m-ultramem")[:3] == ["1.000", "3.000", ""]
