@@ -5,8 +5,8 @@
   ``(P R, D_v / P)``, whose rows are read in P passes, so the used kernels walk it as they are.
 - The forward pass of few tokens of wide rows: products of 128 columns, as for many tokens, instead of sums of 32.
 
-Times are microseconds; every variant must give what is used: bit for bit, but for the weights' gradient, whose terms P
-passes add in another order.
+Times are microseconds; every variant must give what is used: the table's gradient bit for bit, pooled rows and the
+weights' gradient, whose terms are added in another order, up to rounding.
 """
 
 from collections.abc import Callable
@@ -92,9 +92,9 @@ def forward_row(tokens: int) -> dict[str, Any]:
         with patch.object(kernels, "FEW_TOKENS", few_tokens):
             return microseconds_in_graph(all_lookups, len(drawn)), all_lookups()[0]
 
-    narrow, wide = timed(tokens + 1), timed(tokens)
-    torch.testing.assert_close(narrow[1], wide[1])
-    return {"tokens": tokens, "slots": SLOTS, "narrow_us": narrow[0], "wide_us": wide[0]}
+    sums, products = timed(tokens + 1), timed(tokens)
+    torch.testing.assert_close(sums[1], products[1])
+    return {"tokens": tokens, "slots": SLOTS, "sums_us": sums[0], "products_us": products[0]}
 
 
 def main() -> None:

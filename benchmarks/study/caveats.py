@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.study.kept_runs import kept_runs
 from benchmarks.study.ladder import PAPER
-from benchmarks.study.sections import loss_in, training_seconds
+from benchmarks.study.sections import best_by_name, loss_in, mean_stored, rival_of, training_seconds
 from benchmarks.study.speed import Line, fastest_steps, kept_lines
 from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, mean_of, short_name
 
@@ -60,6 +60,23 @@ def memory(kept: Kept) -> str | None:
     return (
         f"**Where memory is short.** In training {sparse[0]} takes [{peaks[sparse[0]]:.1f} GB](#training-{sparse[0]}) "
         f"where its dense trunk takes [{peaks[dense[0]]:.1f}](#training-{dense[0]})."
+    )
+
+
+def facts(kept: Kept) -> str | None:
+    """Which models store more facts."""
+    best = best_by_name(by_settings(kept.runs("knowledge")))
+    ahead = []
+    for runs in sorted(best.values(), key=lambda runs: runs[0]["afterwards"]["persons"]):
+        persons = runs[0]["afterwards"]["persons"]
+        ultramem = best.get(f"ultramem-{persons}-people")
+        if ultramem and mean_stored(runs) > mean_stored(ultramem):
+            link = f"[{mean_stored(runs) / mean_stored(ultramem):.1f}](#{anchor('knowledge', runs[0])})"
+            ahead.append(f"{rival_of(runs[0])} {link} of {persons:,}")
+    if not ahead:
+        return None
+    return (
+        f"**Where facts are to be stored.** Times the bits that UltraMem stores of people's facts: {', '.join(ahead)}."
     )
 
 
@@ -136,7 +153,7 @@ def _link(runs: list[Row]) -> str:
     return f"[{short_name(runs[0])}](#{anchor('equal_compute', runs[0])}) at {runs[0]['scale']}"
 
 
-CAVEATS = (training_time, equal_time, experts, laptop, memory, decoding, tuning)
+CAVEATS = (training_time, equal_time, experts, facts, laptop, memory, decoding, tuning)
 
 
 def caveats(folder: Path) -> str:

@@ -1,12 +1,13 @@
 """How many facts does a model store? Synthetic biographies, dense against experts, product keys and UltraMem.
 
-All rivals have equal compute. Every person is told of a hundred times, whatever their number, and in as many steps:
-twice as many people are told of in twice as large batches. --data is a folder for the corpora, made at first.
+All rivals have equal compute, and each its best learning rate of those that are tried with the fewest people. Every
+person is told of a hundred times, whatever their number, and in as many steps: twice as many people are told of in
+twice as large batches. --data is a folder for the corpora, made at first.
 
 python -m benchmarks.study.knowledge --data data/people
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from benchmarks.study.biographies import people, write_corpus
 from benchmarks.study.command import parser_of
+from benchmarks.study.learning_rates import losses_by_rate
 from benchmarks.study.recall import quiz
 from benchmarks.study.results import Results
 from benchmarks.study.schedule import Wanted, by_model, make
@@ -30,6 +32,7 @@ EXPERIMENT = "knowledge"
 EXPOSURES = 100
 NUMBERS_OF_PEOPLE = (1000, 4000, 16000)
 VOCABULARY = 2048
+LEARNING_RATES = (8e-3, 16e-3, 32e-3)
 
 # A trunk so small that a few thousand people fill it; FLOPs a token agree within 5 percent.
 TRUNK = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -57,7 +60,7 @@ TOKENS_A_BIOGRAPHY = 52  # of the vocabulary below
 STEP_MILLISECONDS = 8.0  # as if alone, a guess: only to tell whether a run ends in time
 
 
-def rival(name: str, num_people: int, seed: int = 0) -> TrainConfig:
+def rival(name: str, num_people: int, seed: int = 0, learning_rate: float = LEARNING_RATES[0]) -> TrainConfig:
     """One model, that learns from a hundred biographies of each."""
     base = recipes.get(f"cpu-{name}")
     return replace(
@@ -67,7 +70,7 @@ def rival(name: str, num_people: int, seed: int = 0) -> TrainConfig:
         steps=STEPS,
         batch_size=max(1, num_people * EXPOSURES * TOKENS_A_BIOGRAPHY // (STEPS * SEQUENCE_LENGTH)),
         sequence_length=SEQUENCE_LENGTH,
-        optimizer=replace(base.optimizer, warmup_steps=max(1, STEPS // 20)),
+        optimizer=replace(base.optimizer, learning_rate=learning_rate, warmup_steps=max(1, STEPS // 20)),
         evaluate_every_steps=max(1, STEPS // 4),
     )
 
@@ -100,10 +103,22 @@ def ask(model: UltraMemForCausalLM, num_people: int, data: Path) -> dict[str, An
     return quiz(model, people(num_people), data)
 
 
+def runs(results: Results, numbers: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[int, TrainConfig]]:
+    """How many people each run is told of: the fewest at every learning rate, then all at the best, if it is known."""
+    fewest = min(numbers)
+    for name in RIVALS:
+        sweep = [rival(name, fewest, learning_rate=rate) for rate in LEARNING_RATES]
+        yield from ((fewest, config) for config in sweep)
+        losses = losses_by_rate(results.rows(), sweep[0].name)
+        if set(LEARNING_RATES) <= set(losses):
+            best = min(LEARNING_RATES, key=losses.__getitem__)
+            yield from ((number, rival(name, number, seed, best)) for seed, number in product(seeds, numbers))
+
+
 def lacking(
     results: Results, folder: Path, numbers: Sequence[int] = NUMBERS_OF_PEOPLE, seeds: Sequence[int] = (0,)
 ) -> list[list[Wanted]]:
-    """Those runs that are not among the results, those of one model together, fewest people first."""
+    """Those runs that are not among the results, those of one model together."""
     return by_model(
         Wanted(
             results,
@@ -113,9 +128,9 @@ def lacking(
             {},
             partial(ask, num_people=num_people, data=data),
         )
-        for seed, num_people in product(seeds, numbers)
+        for num_people, config in runs(results, numbers, seeds)
+        if not results.has(config)
         for data in [prepared(folder, num_people)]
-        for config in results.missing(rival(name, num_people, seed) for name in RIVALS)
     )
 
 

@@ -1,7 +1,7 @@
 """All experiments in the order of their worth, as far as the time reaches; the same command goes on where it was.
 
 The ladder is at 25M active parameters, where it was begun; everything else is at 15M, where a run sees most of an epoch
-in a minute, and equal compute at 25M too. Models are trained side by side, and the first of each at equal compute is
+in minutes, and equal compute at 25M too. Models are trained side by side, and the first of each at equal compute is
 asked the --questions, if given; at last, as far as time is left, the steps of models that have runs are timed alone.
 --list only tells what is lacking, and how long it probably takes.
 

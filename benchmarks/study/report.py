@@ -37,12 +37,13 @@ EXPLANATIONS = {
     "ones are better, the size between two of them is interpolated.",
     "table_size": "UltraMem with fewer rows, and as many parameters in its matrices; all rows: that of equal compute.",
     "shape": "The recipe, and what differs from it in one way, at equal compute and with tables of the same size; runs "
-    "half as long.",
+    "half as long. Rows read and the outputs' standard deviation are of validation at the end, the mean over memories.",
     "ladder": "Each rung adds a step to the one before. ± is the standard deviation of a rung's runs, with other seeds "
     "or at other commits, and the standard error of a step; two or three runs give either only roughly.",
     "learning_rates": "Runs half as long; the best of each model, in bold, is what the other experiments take. A model "
     "that was not tried takes the rates of the nearest: dense for what has no memory, UltraMem for what has one.",
-    "knowledge": "Synthetic biographies, each person told of a hundred times; a person's facts hold 46.6 bits.",
+    "knowledge": "Synthetic biographies, each person told of a hundred times; a person's facts hold 46.6 bits. "
+    "Rates are tried with the fewest people; links lead to a model's best.",
 }
 WHAT_CAVEATS_ARE = "What the kept numbers say against them, each with its row; it grows with what is measured."
 NOT_MEASURED = "Not measured yet"

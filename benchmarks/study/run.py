@@ -3,7 +3,6 @@
 import gc
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -14,7 +13,7 @@ import torch
 from benchmarks.record import machine
 from benchmarks.study.copies import loss_of_the_rest, split
 from ultramem.accounting import count_active_parameters, count_flops, count_parameters
-from ultramem.data.loader import TokenLoader, validation_batches
+from ultramem.data.loader import TokenLoader
 from ultramem.data.tokens import TokenDataset
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
 from ultramem.recipes.registry import with_model
@@ -39,9 +38,9 @@ def train_and_measure(
 
     Returns:
         Plain values: "name", "seed", "settings", counts, the curves "training" and "validation" (tokens, seconds of
-        training, loss in nats a token), the final losses, of new and of repeated tokens too, the memories' health, the
-        speed, and what it ran on. Where a loss was not finite the run ends, "ended_early" says so, and the last
-        validation is of the weights before.
+        training, loss in nats a token; at validations "new_loss" too), the final losses, of new and of repeated tokens
+        too, the memories' health, the speed, and what it ran on. Where a loss was not finite the run ends,
+        "ended_early" says so, and the last validation is of the weights before.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     training, validation = TokenDataset.open(data, "train"), TokenDataset.open(data, "validation")
@@ -104,11 +103,9 @@ def train_and_measure(
 
 def _validated(trainer: Trainer) -> dict[str, Any]:
     """What the trainer measures, and the loss apart from what can be copied."""
-    config, measured = trainer.config, trainer.evaluate()
-    batches = validation_batches(trainer.validation, config.sequence_length, config.batch_size, config.evaluate_batches)
-    device_type, mixed = trainer.model.device.type, config.precision == "bf16"
-    autocast = partial(torch.autocast, device_type, dtype=torch.bfloat16, enabled=mixed)
-    return measured | split(measured["validation_loss"], *loss_of_the_rest(trainer.model, batches, autocast))
+    measured = trainer.evaluate()
+    rest = loss_of_the_rest(trainer.model, trainer.validation_windows(), trainer.autocast)
+    return measured | split(measured["validation_loss"], *rest)
 
 
 def _point(tokens: int, loss: float, config: TrainConfig, seconds_per_step: float) -> dict[str, float]:

@@ -28,7 +28,8 @@ class Scale:
         learning_rates: what the sweep tries first for the trunk.
         batch_size, sequence_length: of a step.
         validation_tokens: that each validation reads.
-        step_milliseconds: of a step of each kind of model, roughly: only to tell whether a run ends in time.
+        step_milliseconds: of a machine that many runs share, what a step of each kind of model takes as if alone,
+            roughly: only to tell whether a run ends in time. On a GPU a step that is alone waits for its host longer.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Scale:
         )
 
     def seconds(self, config: TrainConfig) -> float:
-        """What a run's steps probably take, alone on a machine; larger models in proportion to their FLOPs."""
+        """A run's share of a machine's time, probably; larger models in proportion to their FLOPs."""
         dense = self.recipe("dense").model
         work, common = (count_flops(model, self.sequence_length).per_token for model in (config.model, dense))
         return config.steps * self.step_milliseconds[kind(config)] / 1e3 * max(1.0, work / common)

@@ -108,9 +108,9 @@ def losses(runs: Sequence[Row]) -> tuple[str, str]:
 
 
 def losses_of(field: str, runs: Sequence[Row]) -> str:
-    """A loss that not every run measured, of those that did."""
-    measured = [run[field] for run in runs if run.get(field) is not None]
-    return with_spread(measured) if measured else ""
+    """A loss that older runs did not measure; beside others only where every run did."""
+    measured = [run.get(field) for run in runs]
+    return "" if None in measured else with_spread(measured)
 
 
 def training_seconds(runs: Sequence[Row]) -> float | None:
@@ -229,8 +229,8 @@ def table_size(rows: list[Row], rivals: list[Row]) -> Section:
 
 
 def shape(rows: list[Row]) -> Section:
-    """Every variant beside the recipe, which was the first."""
-    groups = by_settings(rows)
+    """The recipe, and every variant beside it."""
+    groups = sorted(by_settings(rows), key=lambda runs: short_name(runs[0]) != "ultramem")
     recipe = groups[0]
     text = markdown_table(
         ["UltraMem", "FLOPs", "validation loss", "beside the recipe", "rows read in validation", "outputs", "seeds"],
@@ -300,33 +300,58 @@ def _horizon(row: Row) -> str:
 
 
 def knowledge(rows: list[Row]) -> Section:
-    """What each model stores of how many people's facts."""
+    """What each model stores of how many people's facts, at each learning rate; links lead to its best one."""
 
     def asked(runs: list[Row], field: str) -> list[float]:
         return [run["afterwards"][field] for run in runs]
 
-    groups = sorted(by_settings(rows), key=lambda runs: (runs[0]["afterwards"]["persons"], runs[0]["parameters"]))
+    def order(runs: list[Row]) -> tuple[float, ...]:
+        return runs[0]["afterwards"]["persons"], runs[0]["parameters"], _rate(runs[0])
+
+    groups = sorted(by_settings(rows), key=order)
+    best = best_by_name(groups)
     text = markdown_table(
-        ["model", "parameters", "people", "exact recall", "bits a person", "bits stored", "bits a parameter", "seeds"],
+        ["model", "parameters", "people", "learning rate", "exact recall", "bits a person", "bits stored",
+         "bits a parameter", "seeds"],
         [
             [
-                anchored("knowledge", runs[0], runs[0]["name"].partition("-")[0]),
+                anchored("knowledge", runs[0], kind) if runs is best[runs[0]["name"]] else kind,
                 millions(runs[0]["parameters"]),
                 f"{runs[0]['afterwards']['persons']:,}",
+                f"{_rate(runs[0]):g}",
                 with_spread([100 * share for share in asked(runs, "exact_recall")], 1) + "%",
                 with_spread(asked(runs, "bits_a_person"), 1),
-                f"{fmean(asked(runs, 'stored_bits')):,.0f}",
-                f"{fmean(asked(runs, 'stored_bits')) / runs[0]['parameters']:.3f}",
+                f"{mean_stored(runs):,.0f}",
+                f"{mean_stored(runs) / runs[0]['parameters']:.3f}",
                 str(len(runs)),
             ]
             for runs in groups
+            for kind in [rival_of(runs[0])]
         ],
-    )
+    )  # fmt: skip
     kinds: dict[str, list[tuple[float, float]]] = {}
-    for runs in groups:
+    for runs in best.values():
         point = (runs[0]["afterwards"]["persons"], fmean(asked(runs, "exact_recall")))
-        kinds.setdefault(runs[0]["name"].partition("-")[0], []).append(point)
+        kinds.setdefault(rival_of(runs[0]), []).append(point)
     plot = picture(
         [Series(name, sorted(points)) for name, points in kinds.items()], x_label="people", y_label="exact recall"
     )
     return Section(text, {"knowledge.svg": plot})
+
+
+def rival_of(row: Row) -> str:
+    """Which model was told of people."""
+    return row["name"].partition("-")[0]
+
+
+def best_by_name(groups: Sequence[list[Row]]) -> dict[str, list[Row]]:
+    """By name the runs with the lowest mean loss of those with other settings."""
+    best: dict[str, list[Row]] = {}
+    for runs in sorted(groups, key=lambda runs: mean_of(runs, "validation_loss")):
+        best.setdefault(runs[0]["name"], runs)
+    return best
+
+
+def mean_stored(runs: Sequence[Row]) -> float:
+    """The bits that a model has stored, the mean over its runs."""
+    return fmean(run["afterwards"]["stored_bits"] for run in runs)

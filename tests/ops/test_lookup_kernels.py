@@ -149,10 +149,27 @@ def test_many_tokens_of_bfloat16_rows_are_products(width, num_groups, monkeypatc
     """In float16 in the interpreter, whose products do not know bfloat16."""
     monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
     dtype = torch.bfloat16 if ON_GPU else torch.float16
-    monkeypatch.setattr(kernels, "PRODUCT_DTYPES", (dtype,))
+    monkeypatch.setattr(kernels, "PRODUCT_DTYPE", dtype)
     monkeypatch.setattr(kernels, "_lookup_kernel", None)
     expansion = 9 if num_groups == 3 else 4
     assert_as_near_as_plain(operands((2, 70, 12, expansion, 2, width), dtype, num_groups=num_groups))
+
+
+@pytest.mark.parametrize("small", [2.0**-11, 2.0**-20, 2.0**-23])
+def test_every_bit_of_a_weight_counts_in_products(small, monkeypatch):
+    monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
+    dtype = torch.bfloat16 if ON_GPU else torch.float16
+    monkeypatch.setattr(kernels, "PRODUCT_DTYPE", dtype)
+    table, slots = torch.ones(36, 64, dtype=dtype, device=DEVICE), torch.zeros(1, 2, dtype=torch.int64, device=DEVICE)
+    weights = torch.tensor([[[1 + small, -1.0]]], device=DEVICE)
+    pooled = kernels.lookup(table, slots, weights, Placement(6, 1), 1)
+    assert torch.equal(pooled, torch.full_like(pooled, small))
+
+
+def test_more_groups_than_a_product_holds_are_sums(monkeypatch):
+    monkeypatch.setattr(kernels, "FEW_TOKENS", 0)
+    monkeypatch.setattr(kernels, "_product_kernel", None)
+    assert_as_near_as_plain(operands((3, 7, 12, 9, 2, 64), torch.bfloat16))
 
 
 def test_two_runs_give_the_same_bits():

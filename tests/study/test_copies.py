@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from benchmarks.study import copies
 from benchmarks.study.copies import loss_of_the_rest, repeats, split
 from benchmarks.study.run import train_and_measure
 from tests.conftest import tiny
@@ -40,5 +41,11 @@ def test_a_run_says_both(prepared, tiny_scale):
     row = train_and_measure(tiny_scale.fit(tiny_scale.recipe("moe"), 64 * 4), prepared)
     assert row["validation"][-1]["new_loss"] == row["new_loss"]
     assert 0 < row["repeated_share"] < 1
-    whole = row["repeated_share"] * row["repeated_loss"] + (1 - row["repeated_share"]) * row["new_loss"]
-    assert whole == pytest.approx(row["validation_loss"])
+    assert row["repeated_loss"] > 0
+
+
+def test_a_run_measures_both_on_the_tokens_of_its_validation(prepared, tiny_scale, monkeypatch):
+    monkeypatch.setattr(copies, "repeats", lambda tokens: torch.zeros_like(tokens, dtype=torch.bool))
+    row = train_and_measure(tiny_scale.fit(tiny_scale.recipe("ultramem"), 64 * 4), prepared)
+    assert row["new_loss"] == pytest.approx(row["validation_loss"], rel=1e-6)
+    assert (row["repeated_loss"], row["repeated_share"]) == (None, 0.0)

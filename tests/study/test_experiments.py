@@ -33,7 +33,7 @@ EXPERIMENTS = {
     dense_equivalent: 3,
     table_size: 3,
     ladder: 18,
-    shape: 10,
+    shape: 8,
 }
 
 
@@ -227,6 +227,19 @@ def test_rows_multiply_at_fixed_compute(tiny_scale, tmp_path):
     assert [table / tables[0] for table in tables] == [1, 4, 16, 64]
     flops = [count_flops(config.model, 512).per_token for config in sizes]
     assert max(flops) / min(flops) < 1.01
+
+
+@pytest.mark.parametrize("name", ["gpu-15m", "gpu-25m", "gpu-100m"])
+def test_shapes_differ_at_equal_compute_and_equal_tables(name, tmp_path):
+    scale = command.SCALES[name]
+    recipe, *variants = shape.runs(scale, scale.tokens, Results("shape", tmp_path), [0])
+    assert len(variants) == len(shape.VARIANTS)
+    for count in (
+        lambda config: count_parameters(config.model).tables,
+        lambda config: count_parameters(config.model).matrices,
+        lambda config: count_flops(config.model, scale.sequence_length).per_token,
+    ):
+        assert [count(config) for config in variants] == pytest.approx([count(recipe)] * len(variants), rel=0.01)
 
 
 def test_the_machine_that_measures_needs_no_tyro_and_no_cattrs():

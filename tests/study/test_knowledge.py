@@ -116,11 +116,21 @@ def test_an_untrained_model_knows_nothing(corpus):
 
 @pytest.mark.usefixtures("nothing_kept")
 def test_the_experiment_runs_from_end_to_end(tmp_path, monkeypatch, in_this_process):
-    for name, value in {"EXPOSURES": 8, "VOCABULARY": 300, "STEPS": 4}.items():
+    for name, value in {"EXPOSURES": 8, "VOCABULARY": 300, "STEPS": 4, "LEARNING_RATES": (8e-3, 16e-3)}.items():
         monkeypatch.setattr(knowledge, name, value)
-    arguments = ["--data", str(tmp_path / "people"), "--out", str(tmp_path / "out"), "--people", "6"]
+    arguments = ["--data", str(tmp_path / "people"), "--out", str(tmp_path / "out"), "--people", "6", "8"]
     knowledge.main(arguments)
     rows = Results(knowledge.EXPERIMENT, tmp_path / "out", tmp_path / "none").rows()
-    assert [row["name"] for row in rows] == [f"{name}-6-people" for name in knowledge.RIVALS]
-    assert all(row["afterwards"]["persons"] == 6 for row in rows)
+    assert all(row["afterwards"]["persons"] == int(row["name"].split("-")[1]) for row in rows)
     assert json.loads(json.dumps(rows)) == rows
+    for name in knowledge.RIVALS:
+        fewest = {_rate(row): row["validation_loss"] for row in rows if row["name"] == f"{name}-6-people"}
+        assert set(fewest) == {8e-3, 16e-3}
+        (more,) = (row for row in rows if row["name"] == f"{name}-8-people")
+        assert _rate(more) == min(fewest, key=fewest.get), "the best rate is what more people are told of with"
+    monkeypatch.setattr(knowledge, "make", lambda wanted, **_: pytest.fail("it trains again") if wanted() else None)
+    knowledge.main(arguments)
+
+
+def _rate(row):
+    return row["settings"]["optimizer"]["learning_rate"]

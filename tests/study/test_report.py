@@ -72,7 +72,7 @@ def kept(tmp_path):
     keep("table_size", [row(f"gpu-25m-ultramem-rows-x{f}", 3 - f / 100, parameters=f * 4e6, recipe="gpu-25m-ultramem")
                         for f in (1, 4, 16)])  # fmt: skip
     keep("shape", [row(f"gpu-25m-ultramem{name}", loss, recipe="gpu-25m-ultramem")
-                   for name, loss in (("", 3.0), ("-no-skips", 3.02))])  # fmt: skip
+                   for name, loss in (("-no-skips", 3.02), ("", 3.0))])  # fmt: skip
     names = [*PAPER, "07-ive-9", "08-tdqkr-3", "09-mcs-4"]
     keep("ladder", [row(f"ladder-gpu-25m-{name}", 3 - i / 100, recipe=f"ladder-gpu-25m-{name}")
                     for i, name in enumerate(names)])  # fmt: skip
@@ -87,10 +87,11 @@ def test_new_and_repeated_tokens_stand_apart_where_they_were_measured(kept):
     results = Results("equal_compute", kept, kept)
     assert "of repeated tokens" not in report.study(kept)[0]
     apart = {"new_loss": 3.5, "repeated_loss": 0.5, "repeated_share": 0.2}
-    results.add(row("gpu-25m-dense", 2.9, seed=3, parameters=25e6, recipe="gpu-25m-dense", **apart))
+    for name in ("dense", "pkm"):
+        results.add(row(f"gpu-25m-{name}", 2.9, seed=3, recipe=f"gpu-25m-{name}", **apart))
     part, _ = report.study(kept)
-    assert line_of(part, "equal-compute-gpu-25m-dense")[5:7] == ["3.500", "0.500"]
-    assert line_of(part, "equal-compute-gpu-25m-moe")[5:7] == ["", ""]
+    assert line_of(part, "equal-compute-gpu-25m-pkm")[5:7] == ["3.500", "0.500"]
+    assert line_of(part, "equal-compute-gpu-25m-dense")[5:7] == ["", ""], "other seeds lack it"
 
 
 def test_a_shape_stands_beside_the_recipe(kept):
@@ -151,7 +152,7 @@ def test_numbers_are_the_rows_means_with_their_spread(kept):
     whole = line_of(part, "table-size-gpu-25m-ultramem")  # that of equal compute
     assert whole == ["277M", "2.860 ± 0.010", "0.9533 ± 0.0033", "20.0", "50%", "3"]
     knows = line_of(part, "knowledge-ultramem-500-people")
-    assert knows == ["100M", "500", "50.0%", "20.0", "10,000", "0.000", "1"]
+    assert knows == ["100M", "500", "0.001", "50.0%", "20.0", "10,000", "0.000", "1"]
 
 
 def test_a_step_stands_beside_its_standard_error_where_both_rungs_ran_more_than_once():
@@ -311,6 +312,20 @@ def test_caveats_are_what_the_kept_numbers_say(kept):
                 point["loss"] += 1
     results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     assert "[ultramem](#equal-compute-gpu-25m-ultramem) at gpu-25m by 0.9" in caveats(kept)
+
+
+def test_who_stores_more_facts_is_said_of_every_models_best_rate(kept):
+    assert "Where facts are to be stored" not in caveats(kept)
+    results = Results("knowledge", kept, kept)
+    first = results.rows()[0]
+    for rate, loss, stored in ((0.1, 3.1, 2e4), (0.2, 3.3, 9e4)):
+        optimizer = first["settings"]["optimizer"] | {"learning_rate": rate}
+        settings, quiz = first["settings"] | {"optimizer": optimizer}, first["afterwards"] | {"stored_bits": stored}
+        results.add(first | {"settings": settings, "validation_loss": loss, "afterwards": quiz})
+    assert "dense [2.0](#knowledge-dense-500-people) of 500." in caveats(kept)
+    part, _ = report.study(kept)
+    assert line_of(part, "knowledge-dense-500-people")[2] == "0.1"
+    assert part.count("| dense | 100M | 500 |") == 2, "other rates have no link"
 
 
 def test_speed_is_that_of_the_benchmarks(kept):

@@ -253,6 +253,8 @@ def test_afterwards_all_else_is_wanted_but_biographies_that_are_not_there(tmp_pa
     wanted = [*plan.wanted(given(tmp_path), lambda: True)]
     experiments = dict.fromkeys(runs[0].results.path.stem for runs in wanted)
     assert [*experiments] == ["ladder", "equal_compute", "dense_equivalent", "table_size", "knowledge", "shape"]
+    of_larger = [run.config.name for runs in wanted for run in runs if run.config.name.startswith("gpu-25m")]
+    assert {f"gpu-25m-{name}" for name in plan.equal_compute.RIVALS} <= {*of_larger}
     untold = {runs[0].results.path.stem for runs in plan.wanted(given(tmp_path), lambda: False)}
     assert untold == {*experiments} - {"knowledge"}
     seeds = [[run.config.seed for run in runs] for runs in wanted if runs[0].config.name == "gpu-15m-pkm"]

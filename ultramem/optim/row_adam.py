@@ -127,11 +127,11 @@ class RowAdamW(Optimizer):
     def step_in_backward(self, table: Table) -> None:
         """From now on step a table inside each backward pass, as its gradient is summed up; the gradient is never held.
 
-        It saves the gradient's memory; in time it costs up to a fifth or saves up to a sixth, by size and GPU
-        (docs/kernels.md). It takes the learning rate that the parameter group has during the backward pass. Right only
-        where nothing else needs the gradient: one backward pass a step, no clipping of this table, no other reader of
-        it. `step` then passes the table over. A table made with ``sparse`` steps the rows that were read, whatever
-        their share, any other all rows.
+        It saves the gradient's memory; in time it costs or saves a fifth at most, by size and GPU (docs/kernels.md). It
+        takes the learning rate that the parameter group has during the backward pass. Right only where nothing else
+        needs the gradient: one backward pass a step, no clipping of this table, no other reader of it. `step` then
+        passes the table over. A table made with ``sparse`` steps the rows that were read, whatever their share, any
+        other all rows.
 
         Args:
             table: its weight is one of this optimizer's parameters.

@@ -21,7 +21,7 @@ def in_background(work: Callable[[], None]) -> Future[None]:
 
     def run() -> None:
         try:
-            if gpu is not None:  # a thread begins at the first GPU of the machine, which is another process's
+            if gpu is not None:  # a thread begins at the machine's first GPU, which may be another process's
                 torch.cuda.set_device(gpu)
             work()
         except BaseException as error:

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -221,7 +221,7 @@ class Trainer:
             begin_micro_batch(self.model, last=number == len(micro_batches))
             micro_batch = micro_batch.to(self.device, non_blocking=True)
             share = len(micro_batch) / len(windows)
-            with self._autocast():
+            with self.autocast():
                 output = self.model(input_ids=micro_batch, labels=micro_batch, use_cache=False)
             (output.loss * share).backward()
             losses += share * torch.stack([output.loss, output.cross_entropy, output.auxiliary_loss]).detach()
@@ -239,23 +239,28 @@ class Trainer:
 
     def evaluate(self) -> dict[str, Any]:
         """Measure the model on the validation split."""
-        config, validation = self.config, self.validation
+        return validate(
+            self.model,
+            self.validation_windows(),
+            tokens_per_byte=self.validation.num_tokens / self.validation.num_bytes,
+            autocast=self.autocast,
+        )
+
+    def validation_windows(self) -> Iterator[Tensor]:
+        """This process's part of what `evaluate` measures: ``(B, T + 1)`` int64, in micro-batches."""
+        config = self.config
         batches = validation_batches(
-            validation,
+            self.validation,
             config.sequence_length,
             config.batch_size,
             config.evaluate_batches,
             self.rank,
             self.num_ranks,
         )
-        return validate(
-            self.model,
-            (micro_batch for batch in batches for micro_batch in batch.split(self.micro_batch_size)),
-            tokens_per_byte=validation.num_tokens / validation.num_bytes,
-            autocast=self._autocast,
-        )
+        return (micro_batch for batch in batches for micro_batch in batch.split(self.micro_batch_size))
 
-    def _autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager:
+        """The context in which the model runs."""
         if self.config.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)

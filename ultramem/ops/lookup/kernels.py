@@ -10,9 +10,10 @@ from ultramem.ops.lookup.permutation import Placement
 from ultramem.ops.mixing_kernels import as_int32, mix_bits
 
 FEW_TOKENS = 512  # fewer are too few for one program a token and 256 bytes to fill a device
-# By products: a program's columns are two powers of two; and the steps whose rows are on their way or used.
+# By products: a program's columns are two powers of two, the widest first; and the steps whose rows are on their way or
+# used.
 PIECES = ((128, 64, 2), (64, 64, 2), (64, 32, 3), (32, 32, 2))
-PRODUCT_DTYPES = (torch.bfloat16,)  # of tables: a float16's range does not hold the small terms of a weight
+PRODUCT_DTYPE = torch.bfloat16  # of tables: a float16's range does not hold the small terms of a weight
 _LINES = tl.constexpr(16)  # of a product, at least
 _NUM_ROUNDS = tl.constexpr(permutation.NUM_ROUNDS)
 
@@ -116,15 +117,15 @@ def _product_kernel(
     """`_lookup_kernel` as a product of weights and rows.
 
     A weight is the sum of three numbers in the table's precision, and a line of the product is one of them for one
-    group: with bfloat16 all 24 bits of the weight count.
+    group: with bfloat16 all 24 bits of the weight count. A weight that is not finite, and a row that is not, makes NaN.
     """
     CHUNK: tl.constexpr = WIDTH // NUM_CORES
-    PIECES: tl.constexpr = (CHUNK + COLUMNS + MORE_COLUMNS - 1) // (COLUMNS + MORE_COLUMNS)
+    PROGRAMS: tl.constexpr = (CHUNK + COLUMNS + MORE_COLUMNS - 1) // (COLUMNS + MORE_COLUMNS)
     program = tl.program_id(0).to(tl.int64)
-    token = program // (NUM_CORES * PIECES)
-    core = program // PIECES % NUM_CORES
-    column = program % PIECES * (COLUMNS + MORE_COLUMNS) + tl.arange(0, COLUMNS)
-    more_column = program % PIECES * (COLUMNS + MORE_COLUMNS) + COLUMNS + tl.arange(0, MORE_COLUMNS)
+    token = program // (NUM_CORES * PROGRAMS)
+    core = program // PROGRAMS % NUM_CORES
+    column = program % PROGRAMS * (COLUMNS + MORE_COLUMNS) + tl.arange(0, COLUMNS)
+    more_column = program % PROGRAMS * (COLUMNS + MORE_COLUMNS) + COLUMNS + tl.arange(0, MORE_COLUMNS)
     inside = (column < CHUNK)[None, :]
     more_inside = (more_column < CHUNK)[None, :]
 
@@ -199,7 +200,7 @@ def lookup(table: Tensor, slots: Tensor, weights: Tensor, placement: Placement, 
         "WIDTH": width,
     }
     # Three lines a group fit into a product's 16 up to four groups.
-    if table.dtype in PRODUCT_DTYPES and num_tokens >= FEW_TOKENS and num_groups <= 4:
+    if table.dtype == PRODUCT_DTYPE and num_tokens >= FEW_TOKENS and num_groups <= 4:
         columns, more_columns, stages = _piece(width // num_cores)
         _product_kernel[(num_tokens * num_cores * triton.cdiv(width // num_cores, columns + more_columns),)](
             *given,
