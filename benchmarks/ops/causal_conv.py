@@ -2,7 +2,7 @@
 
 The floor is every tensor once at the speed of a device copy in the same run; times are microseconds. Both passes run in
 CUDA graphs, ours and the peers' alike, so that neither launches nor autograd's own work count, over several sets of
-tensors in turn: they exceed an L2 cache of 50 MB together, so only weights stay in it from one call to the next. A step
+tensors in turn: they exceed an L2 cache of 60 MB together, so only weights stay in it from one call to the next. A step
 of decoding is part of `benchmarks.memory_layer`.
 """
 

@@ -2,7 +2,7 @@
 
 The floor is the bytes at the speed of a device copy in the same run: every row that is read, forward and, for the
 gradient of the inputs, backward; times are microseconds. Passes run in CUDA graphs, ours and the peer's alike, so that
-neither launches nor autograd's own work count. What an L2 cache of 50 MB may hold from one call to the next are inputs
+neither launches nor autograd's own work count. What an L2 cache of 60 MB may hold from one call to the next are inputs
 and products: forward, calls read other rows in turn; backward, a dense gradient of the table, 400 MB or more, passes
 through it. Only the backward pass to touched rows is timed call by call, with an empty cache: the host waits for their
 number.

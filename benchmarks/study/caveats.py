@@ -71,7 +71,7 @@ def facts(kept: Kept) -> str | None:
         persons = runs[0]["afterwards"]["persons"]
         ultramem = best.get(f"ultramem-{persons}-people")
         if ultramem and mean_stored(runs) > mean_stored(ultramem):
-            link = f"[{mean_stored(runs) / mean_stored(ultramem):.1f}](#{anchor('knowledge', runs[0])})"
+            link = f"[{mean_stored(runs) / mean_stored(ultramem):.2f}](#{anchor('knowledge', runs[0])})"
             ahead.append(f"{rival_of(runs[0])} {link} of {persons:,}")
     if not ahead:
         return None

@@ -36,7 +36,7 @@ def repeats(tokens_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def loss_of_the_rest(
+def loss_of_new_tokens(
     model: UltraMemForCausalLM, batches: Iterable[Tensor], autocast: Callable[[], AbstractContextManager]
 ) -> tuple[float, float]:
     """Measure a model on the tokens that repeat nothing.
@@ -51,31 +51,31 @@ def loss_of_the_rest(
     """
     was_training = model.training
     model.eval()
-    loss_sum, num_rest, num_tokens = 0.0, 0, 0
+    loss_sum, num_new, num_tokens = 0.0, 0, 0
     for windows in batches:
         windows = windows.to(model.device)
         labels = windows.masked_fill(repeats(windows), -100)
-        rest = int((labels[:, 1:] != -100).sum())
+        new = int((labels[:, 1:] != -100).sum())
         with autocast():
             output = model(input_ids=windows, labels=labels, use_cache=False)
-        loss_sum += float(output.cross_entropy) * rest
-        num_rest += rest
+        loss_sum += float(output.cross_entropy) * new
+        num_new += new
         num_tokens += windows[:, 1:].numel()
     model.train(was_training)
-    return loss_sum / num_rest, num_rest / num_tokens
+    return loss_sum / num_new, num_new / num_tokens
 
 
-def split(loss: float, rest_loss: float, rest_share: float) -> dict[str, float | None]:
+def losses_apart(loss: float, new_loss: float, new_share: float) -> dict[str, float | None]:
     """What a row says: the losses of both kinds of tokens, and the share of those that can be copied, if there are any.
 
     Args:
-        loss: of all tokens.
-        rest_loss: of those that repeat nothing.
-        rest_share: how many these are.
+        loss: of all tokens, in nats.
+        new_loss: of those that repeat nothing.
+        new_share: how many these are.
 
     Example:
-        >>> split(3.0, 4.0, 0.75)
+        >>> losses_apart(3.0, 4.0, 0.75)
         {'new_loss': 4.0, 'repeated_loss': 0.0, 'repeated_share': 0.25}
     """
-    repeated_loss = (loss - rest_share * rest_loss) / (1 - rest_share) if rest_share < 1 else None
-    return {"new_loss": rest_loss, "repeated_loss": repeated_loss, "repeated_share": 1 - rest_share}
+    repeated_loss = (loss - new_share * new_loss) / (1 - new_share) if new_share < 1 else None
+    return {"new_loss": new_loss, "repeated_loss": repeated_loss, "repeated_share": 1 - new_share}

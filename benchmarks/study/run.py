@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import machine
-from benchmarks.study.copies import loss_of_the_rest, split
+from benchmarks.study.copies import loss_of_new_tokens, losses_apart
 from ultramem.accounting import count_active_parameters, count_flops, count_parameters
 from ultramem.data.loader import TokenLoader
 from ultramem.data.tokens import TokenDataset
@@ -104,8 +104,8 @@ def train_and_measure(
 def _validated(trainer: Trainer) -> dict[str, Any]:
     """What the trainer measures, and the loss apart from what can be copied."""
     measured = trainer.evaluate()
-    rest = loss_of_the_rest(trainer.model, trainer.validation_windows(), trainer.autocast)
-    return measured | split(measured["validation_loss"], *rest)
+    new = loss_of_new_tokens(trainer.model, trainer.validation_windows(), trainer.autocast)
+    return measured | losses_apart(measured["validation_loss"], *new)
 
 
 def _point(tokens: int, loss: float, config: TrainConfig, seconds_per_step: float) -> dict[str, float]:

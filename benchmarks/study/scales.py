@@ -45,6 +45,18 @@ class Scale:
         """The family's recipe `name`, such as "dense"."""
         return recipes.get(f"{self.family}-{name}")
 
+    def with_batch(self, batch_size: int, *, name: str, tokens: int, learning_rates: tuple[float, ...]) -> "Scale":
+        """The same size in another regime; a step takes a machine's time in proportion to its batch."""
+        share = batch_size / self.batch_size
+        return replace(
+            self,
+            name=name,
+            tokens=tokens,
+            learning_rates=learning_rates,
+            batch_size=batch_size,
+            step_milliseconds={kind: share * time for kind, time in self.step_milliseconds.items()},
+        )
+
     def fit(self, config: TrainConfig, tokens: int, *, name: str | None = None, seed: int = 0) -> TrainConfig:
         """Make a run of this size of a recipe: so many tokens, a tenth of them warm-up, six validations."""
         steps = max(1, tokens // (self.batch_size * self.sequence_length))
@@ -68,109 +80,86 @@ class Scale:
         return config.steps * self.step_milliseconds[kind(config)] / 1e3 * max(1.0, work / common)
 
 
-_ALL = (
-    Scale(
-        name="cpu",
-        family="cpu",
-        tokens=400_000,
-        learning_rates=(4e-3, 8e-3, 16e-3),
-        batch_size=8,
-        sequence_length=256,
-        validation_tokens=1 << 15,
-        step_milliseconds={
-            "dense": 400.0,
-            "moe": 550.0,
-            "pkm": 550.0,
-            "memory_plus": 550.0,
-            "ultramem": 550.0,
-            "ultramem_v2": 700.0,
-        },
-    ),
-    Scale(
-        name="gpu-15m",
-        family="gpu-15m",
-        tokens=16_000_000,
-        learning_rates=(2e-3, 4e-3, 8e-3),
-        batch_size=32,
-        sequence_length=512,
-        validation_tokens=1 << 18,
-        step_milliseconds={
-            "dense": 12.0,
-            "moe": 22.0,
-            "pkm": 17.0,
-            "memory_plus": 24.0,
-            "ultramem": 23.0,
-            "ultramem_v2": 33.0,
-        },
-    ),
-    Scale(
-        name="gpu-15m-small-batch",
-        family="gpu-15m",
-        tokens=32_000_000,
-        learning_rates=(2e-3, 4e-3),
-        batch_size=16,
-        sequence_length=512,
-        validation_tokens=1 << 18,
-        step_milliseconds={
-            "dense": 7.0,
-            "moe": 12.0,
-            "pkm": 10.0,
-            "memory_plus": 13.0,
-            "ultramem": 13.0,
-            "ultramem_v2": 18.0,
-        },
-    ),
-    Scale(
-        name="gpu-25m",
-        family="gpu-25m",
-        tokens=10_000_000,
-        learning_rates=(1e-3, 2e-3, 4e-3),
-        batch_size=64,
-        sequence_length=512,
-        validation_tokens=1 << 18,
-        step_milliseconds={
-            "dense": 31.0,
-            "moe": 52.0,
-            "pkm": 45.0,
-            "memory_plus": 60.0,
-            "ultramem": 60.0,
-            "ultramem_v2": 90.0,
-        },
-    ),
-    Scale(
-        name="gpu-25m-small-batch",
-        family="gpu-25m",
-        tokens=24_000_000,
-        learning_rates=(1e-3, 2e-3),
-        batch_size=16,
-        sequence_length=512,
-        validation_tokens=1 << 18,
-        step_milliseconds={
-            "dense": 8.0,
-            "moe": 14.0,
-            "pkm": 12.0,
-            "memory_plus": 15.0,
-            "ultramem": 15.0,
-            "ultramem_v2": 22.0,
-        },
-    ),
-    Scale(
-        name="gpu-100m",
-        family="gpu-100m",
-        tokens=20_000_000,
-        learning_rates=(5e-4, 1e-3, 2e-3),
-        batch_size=128,
-        sequence_length=512,
-        validation_tokens=1 << 18,
-        step_milliseconds={
-            "dense": 160.0,
-            "moe": 260.0,
-            "pkm": 220.0,
-            "memory_plus": 280.0,
-            "ultramem": 280.0,
-            "ultramem_v2": 400.0,
-        },
-    ),
+_CPU = Scale(
+    name="cpu",
+    family="cpu",
+    tokens=400_000,
+    learning_rates=(4e-3, 8e-3, 16e-3),
+    batch_size=8,
+    sequence_length=256,
+    validation_tokens=1 << 15,
+    step_milliseconds={
+        "dense": 400.0,
+        "moe": 550.0,
+        "pkm": 550.0,
+        "memory_plus": 550.0,
+        "ultramem": 550.0,
+        "ultramem_v2": 700.0,
+    },
 )
 
-SCALES = {scale.name: scale for scale in _ALL}
+_GPU_15M = Scale(
+    name="gpu-15m",
+    family="gpu-15m",
+    tokens=16_000_000,
+    learning_rates=(2e-3, 4e-3, 8e-3),
+    batch_size=32,
+    sequence_length=512,
+    validation_tokens=1 << 18,
+    step_milliseconds={
+        "dense": 12.0,
+        "moe": 22.0,
+        "pkm": 17.0,
+        "memory_plus": 24.0,
+        "ultramem": 23.0,
+        "ultramem_v2": 33.0,
+    },
+)
+
+_GPU_25M = Scale(
+    name="gpu-25m",
+    family="gpu-25m",
+    tokens=10_000_000,
+    learning_rates=(1e-3, 2e-3, 4e-3),
+    batch_size=64,
+    sequence_length=512,
+    validation_tokens=1 << 18,
+    step_milliseconds={
+        "dense": 31.0,
+        "moe": 52.0,
+        "pkm": 45.0,
+        "memory_plus": 60.0,
+        "ultramem": 60.0,
+        "ultramem_v2": 90.0,
+    },
+)
+
+_GPU_100M = Scale(
+    name="gpu-100m",
+    family="gpu-100m",
+    tokens=20_000_000,
+    learning_rates=(5e-4, 1e-3, 2e-3),
+    batch_size=128,
+    sequence_length=512,
+    validation_tokens=1 << 18,
+    step_milliseconds={
+        "dense": 160.0,
+        "moe": 260.0,
+        "pkm": 220.0,
+        "memory_plus": 280.0,
+        "ultramem": 280.0,
+        "ultramem_v2": 400.0,
+    },
+)
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        _CPU,
+        _GPU_15M,
+        _GPU_15M.with_batch(16, name="gpu-15m-small-batch", tokens=32_000_000, learning_rates=(2e-3, 4e-3)),
+        _GPU_25M,
+        _GPU_25M.with_batch(16, name="gpu-25m-small-batch", tokens=24_000_000, learning_rates=(1e-3, 2e-3)),
+        _GPU_100M,
+    )
+}

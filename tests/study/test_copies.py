@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.study import copies
-from benchmarks.study.copies import loss_of_the_rest, repeats, split
+from benchmarks.study.copies import loss_of_new_tokens, losses_apart, repeats
 from benchmarks.study.run import train_and_measure
 from tests.conftest import tiny
 from ultramem.models.modeling_ultramem import UltraMemForCausalLM
@@ -28,13 +28,13 @@ def test_the_losses_of_both_kinds_make_that_of_all():
     losses = torch.nn.functional.cross_entropy(logits, windows[:, 1:].flatten(), reduction="none")
     repeated = repeats(windows)[:, 1:].flatten()
     model.train()
-    rest_loss, rest_share = loss_of_the_rest(model, windows.split(2), nullcontext)
+    new_loss, new_share = loss_of_new_tokens(model, windows.split(2), nullcontext)
     assert model.training
-    assert rest_share == pytest.approx(1 - repeated.float().mean().item())
-    assert rest_loss == pytest.approx(losses[~repeated].mean().item(), rel=1e-5)
-    apart = split(losses.mean().item(), rest_loss, rest_share)
+    assert new_share == pytest.approx(1 - repeated.float().mean().item())
+    assert new_loss == pytest.approx(losses[~repeated].mean().item(), rel=1e-5)
+    apart = losses_apart(losses.mean().item(), new_loss, new_share)
     assert apart["repeated_loss"] == pytest.approx(losses[repeated].mean().item(), rel=1e-4)
-    assert split(3.0, 3.0, 1.0) == {"new_loss": 3.0, "repeated_loss": None, "repeated_share": 0.0}
+    assert losses_apart(3.0, 3.0, 1.0) == {"new_loss": 3.0, "repeated_loss": None, "repeated_share": 0.0}
 
 
 def test_a_run_says_both(prepared, tiny_scale):

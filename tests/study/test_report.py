@@ -322,7 +322,7 @@ def test_who_stores_more_facts_is_said_of_every_models_best_rate(kept):
         optimizer = first["settings"]["optimizer"] | {"learning_rate": rate}
         settings, quiz = first["settings"] | {"optimizer": optimizer}, first["afterwards"] | {"stored_bits": stored}
         results.add(first | {"settings": settings, "validation_loss": loss, "afterwards": quiz})
-    assert "dense [2.0](#knowledge-dense-500-people) of 500." in caveats(kept)
+    assert "dense [2.00](#knowledge-dense-500-people) of 500." in caveats(kept)
     part, _ = report.study(kept)
     assert line_of(part, "knowledge-dense-500-people")[2] == "0.1"
     assert part.count("| dense | 100M | 500 |") == 2, "other rates have no link"
