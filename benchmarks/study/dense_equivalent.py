@@ -1,7 +1,7 @@
 """Dense models of one to eight times the size on the same tokens: which of them is as good as a sparse model?
 
-The sparse models and the smallest dense one are those of `equal_compute`; the report interpolates. The learning rate
-falls with the root of the width, from the best of the smallest.
+The sparse models and the smallest dense one are those of `equal_compute`; the report interpolates between the best of
+each size. From the best learning rate of the smallest it falls with the root of the width, and half of that is tried.
 
 python -m benchmarks.study.dense_equivalent --data data/docs --scale gpu-15m
 """
@@ -26,7 +26,10 @@ def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> I
     rates = results.of(SWEEP)
     for seed in seeds:
         dense = tuned(scale.fit(scale.recipe("dense"), tokens, seed=seed), rates, scale)
-        yield from (grown(dense, factor) for factor in FACTORS)
+        for factor in FACTORS:
+            larger = grown(dense, factor)
+            yield larger
+            yield with_half_the_rate(larger)
 
 
 def grown(dense: TrainConfig, factor: int) -> TrainConfig:
@@ -50,6 +53,11 @@ def grown(dense: TrainConfig, factor: int) -> TrainConfig:
     )
     rate = dense.optimizer.learning_rate * (model.hidden_size / hidden_size) ** 0.5
     return replace(larger, name=f"{dense.name}-x{factor}", optimizer=replace(dense.optimizer, learning_rate=rate))
+
+
+def with_half_the_rate(config: TrainConfig) -> TrainConfig:
+    """Larger models are not swept; the width's root may be too little."""
+    return replace(config, optimizer=replace(config.optimizer, learning_rate=config.optimizer.learning_rate / 2))
 
 
 if __name__ == "__main__":

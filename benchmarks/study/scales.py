@@ -159,7 +159,7 @@ SCALES = {
         _GPU_15M,
         _GPU_15M.with_batch(16, name="gpu-15m-small-batch", tokens=32_000_000, learning_rates=(2e-3, 4e-3)),
         _GPU_25M,
-        _GPU_25M.with_batch(16, name="gpu-25m-small-batch", tokens=24_000_000, learning_rates=(1e-3, 2e-3)),
+        _GPU_25M.with_batch(32, name="gpu-25m-small-batch", tokens=40_000_000, learning_rates=(1e-3, 2e-3)),
         _GPU_100M,
     )
 }

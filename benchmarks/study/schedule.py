@@ -1,4 +1,4 @@
-"""Makes runs, some side by side, each model in a process of its own, until all are there or the time is over."""
+"""Makes runs, some side by side on each GPU, each model in a process of its own, until all are there or time is up."""
 
 import math
 import multiprocessing
@@ -13,6 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
+
+import torch
 
 from benchmarks.study.results import Results
 from benchmarks.study.run import train_and_measure
@@ -77,12 +79,19 @@ def _same_model(run: Wanted, other: Wanted) -> bool:
 
 @dataclass
 class _Child:
-    """A process; the first of `runs` is under way, and since when it is."""
+    """A process and its GPU; the first of `runs` is under way, and since when it is."""
 
     process: BaseProcess
+    gpu: str | None
     runs: list[Wanted]
     begun: float
     predicted: float
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(gpu) for gpu in range(torch.cuda.device_count())] if named is None else named.split(",")
 
 
 def make(wanted: Callable[[], Iterable[Sequence[Wanted]]], *, side_by_side: int = 1, seconds: float = math.inf) -> bool:
@@ -95,25 +104,28 @@ def make(wanted: Callable[[], Iterable[Sequence[Wanted]]], *, side_by_side: int 
         wanted: asked again before every process: the runs that are lacking, in the order of their worth, those together
             that one process is to make one after another. More may be wanted after a run has ended, where that
             decides the settings of others.
-        side_by_side: how many processes at a time.
+        side_by_side: how many processes at a time on each GPU, or on the CPU where there is none.
         seconds: after which everything has ended.
 
     Returns:
         Whether nothing is wanted any more.
     """
     deadline = time.monotonic() + seconds
+    gpus = visible_gpus() or [None]
     children: dict[Connection, _Child] = {}
     failed: list[Wanted] = []
     paces: list[float] = []
     try:
         while True:
-            if len(children) < side_by_side:
+            if len(children) < side_by_side * len(gpus):
                 spared = (deadline - time.monotonic()) / (fmean(paces) if paces else 1.0)
                 busy = [run for child in children.values() for run in child.runs]
                 if runs := _next(wanted(), failed, busy, side_by_side, spared):
-                    receiver, process = start(runs, side_by_side)
+                    in_use = [child.gpu for child in children.values()]
+                    gpu = min(gpus, key=in_use.count)
+                    receiver, process = start(runs, side_by_side, gpu)
                     predicted = START_SECONDS + side_by_side * runs[0].seconds
-                    children[receiver] = _Child(process, [*runs], time.monotonic(), predicted)
+                    children[receiver] = _Child(process, gpu, [*runs], time.monotonic(), predicted)
                     continue
             if not children:
                 return _conclude(wanted(), failed, seconds)
@@ -167,16 +179,18 @@ def _next(
     return []
 
 
-def start(runs: Sequence[Wanted], side_by_side: int) -> tuple[Connection, BaseProcess]:
+def start(runs: Sequence[Wanted], side_by_side: int, gpu: str | None) -> tuple[Connection, BaseProcess]:
     """Begin runs in a process of their own, which sends their rows one by one, or a traceback as text."""
     receiver, sender = _PROCESSES.Pipe(duplex=False)
-    process = _PROCESSES.Process(target=_train_while_wanted, args=(sender, runs, side_by_side))
+    process = _PROCESSES.Process(target=_train_while_wanted, args=(sender, runs, side_by_side, gpu))
     process.start()
     sender.close()
     return receiver, process
 
 
-def _train_while_wanted(sender: Connection, runs: Sequence[Wanted], side_by_side: int) -> None:
+def _train_while_wanted(sender: Connection, runs: Sequence[Wanted], side_by_side: int, gpu: str | None) -> None:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA looks
     threading.Thread(target=_end_with_parent, daemon=True).start()
     train_and_send(sender, runs, side_by_side)
 

@@ -129,13 +129,16 @@ def loss_in(seconds: float | None, runs: Sequence[Row]) -> float | None:
 
 def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
     """The dense sizes, and for each sparse model the size of the dense model that would be as good."""
-    sizes = sorted(by_settings([*rows, *_named("dense", rivals)]), key=lambda runs: runs[0]["parameters"])
-    points = [(runs[0]["active_parameters"], mean_of(runs, "validation_loss")) for runs in sizes]
+    sizes = sorted(
+        by_settings([*rows, *_named("dense", rivals)]), key=lambda runs: (runs[0]["parameters"], _rate(runs[0]))
+    )
+    best = best_by_name(sizes)
+    points = sorted((runs[0]["active_parameters"], mean_of(runs, "validation_loss")) for runs in best.values())
     text = markdown_table(
         ["dense model", "parameters", "learning rate", "validation loss", "bits per byte", "ms a step", "seeds"],
         [
             [
-                anchored("dense_equivalent", runs[0], short_name(runs[0])),
+                anchored("dense_equivalent", runs[0], name) if runs is best[runs[0]["name"]] else name,
                 millions(runs[0]["parameters"]),
                 f"{runs[0]['settings']['optimizer']['learning_rate']:.2g}",
                 *losses(runs),
@@ -143,6 +146,7 @@ def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
                 str(len(runs)),
             ]
             for runs in sizes
+            for name in [short_name(runs[0])]
         ],
     )
     sparse = [runs for runs in by_settings(rivals) if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]

@@ -66,7 +66,7 @@ def tiny_scale(monkeypatch):
 def in_this_process(monkeypatch):
     """Makes runs where the test is, at once: a process takes seconds to begin."""
 
-    def start(runs, side_by_side):
+    def start(runs, side_by_side, gpu):
         receiver, sender = multiprocessing.Pipe(duplex=False)
         # A pipe that nobody reads holds a row or two.
         thread = threading.Thread(target=schedule.train_and_send, args=(sender, runs, side_by_side))

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 EXPERIMENTS = {
     equal_compute: 3 * 7,
-    dense_equivalent: 3,
+    dense_equivalent: 2 * 3,
     table_size: 3,
     ladder: 18,
     shape: 8,

@@ -382,6 +382,15 @@ def test_beyond_the_dense_sizes_only_a_bound_is_said():
     assert dense_size_for(2.5, points) == pytest.approx(10e6 * 10**0.5)
 
 
+def test_a_size_of_dense_model_counts_with_its_best_rate(kept):
+    half = row("gpu-25m-dense-x4", 2.7, parameters=100e6, active=100e6)
+    half["settings"]["optimizer"]["learning_rate"] /= 2
+    Results("dense_equivalent", kept).add(half)
+    part, _ = report.study(kept)
+    assert part.count("| dense-x4 |") + part.count("></a>dense-x4 |") == 2
+    assert line_of(part, "dense-equivalent-gpu-25m-dense-x4")[2] == "2.700"
+
+
 def test_no_size_is_said_where_larger_dense_models_are_not_better(kept):
     assert NO_SIZE not in report.study(kept)[0]
     Results("dense_equivalent", kept).add(row("gpu-25m-dense-x16", 3.4, parameters=400e6, active=400e6))

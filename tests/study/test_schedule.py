@@ -24,18 +24,21 @@ pytestmark = pytest.mark.usefixtures("nothing_kept")
 class World:
     """Runs that take the seconds that a test says, on a clock of its own."""
 
-    def __init__(self, monkeypatch, takes):
+    def __init__(self, monkeypatch, takes, gpus=()):
         self.now, self.takes = 0.0, takes
+        self.gpu_of = {}
         self.under_way = {}
         self.begun, self.killed = [], []
+        monkeypatch.setattr(schedule, "visible_gpus", lambda: [*gpus])
         monkeypatch.setattr(schedule, "START_SECONDS", 0.0)
         monkeypatch.setattr(schedule, "start", self.start)
         monkeypatch.setattr(schedule, "wait", self.wait)
         monkeypatch.setattr(schedule.time, "monotonic", lambda: self.now)
 
-    def start(self, runs, side_by_side):
+    def start(self, runs, side_by_side, gpu):
         receiver, sender = multiprocessing.Pipe(duplex=False)
         names = [run.config.name for run in runs]
+        self.gpu_of[names[0]] = gpu
         self.under_way[receiver] = (self.now + self.takes[names[0]], sender, [*runs], side_by_side)
         self.begun.append((*names, self.now))
         return receiver, SimpleNamespace(kill=lambda: self.killed.append(names[0]), join=lambda: None)
@@ -97,6 +100,21 @@ def test_as_many_as_may_are_under_way_and_each_is_kept(monkeypatch, results):
     assert make(runs(results, a=1, b=1, c=1), side_by_side=2)
     assert world.begun == [("a", 0), ("b", 0), ("c", 2)]
     assert [row["name"] for row in results.rows()] == ["b", "a", "c"]
+
+
+def test_each_gpu_has_as_many_and_a_run_takes_the_freest(monkeypatch, results):
+    world = World(monkeypatch, {"a": 5, "b": 2, "c": 4, "d": 5, "e": 1}, gpus=["2", "5"])
+    assert make(runs(results, a=1, b=1, c=1, d=1, e=1), side_by_side=2)
+    assert world.begun == [("a", 0), ("b", 0), ("c", 0), ("d", 0), ("e", 2)]
+    assert world.gpu_of == {"a": "2", "b": "5", "c": "2", "d": "5", "e": "5"}
+
+
+def test_the_gpus_are_those_that_the_environment_names(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert schedule.visible_gpus() == ["3", "1"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(schedule.torch.cuda, "device_count", lambda: 2)
+    assert schedule.visible_gpus() == ["0", "1"]
 
 
 def test_runs_of_one_model_follow_each_other_in_one_process(monkeypatch, results):
@@ -220,7 +238,7 @@ def _trains(pid):
 
 
 def test_a_killed_process_is_said_and_its_run_is_lacking(monkeypatch, results, capsys):
-    def start(runs, side_by_side):
+    def start(runs, side_by_side, gpu):
         receiver, sender = multiprocessing.Pipe(duplex=False)
         sender.close()
         return receiver, SimpleNamespace(join=lambda: None)
