@@ -3,27 +3,12 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
-from benchmarks.study.kept_runs import kept_runs
+from benchmarks.study.kept_runs import Kept
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.sections import best_by_name, loss_in, mean_stored, rival_of, training_seconds
-from benchmarks.study.speed import Line, fastest_steps, kept_lines
+from benchmarks.study.speed import fastest_steps
 from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, mean_of, short_name
-
-
-class Kept(NamedTuple):
-    """Everything that was measured: the study's runs, and the benchmarks' CSV files in the folder above them."""
-
-    folder: Path
-
-    def runs(self, experiment: str) -> list[Row]:
-        """Runs of one experiment."""
-        return kept_runs(experiment, self.folder)
-
-    def lines(self, name: str) -> list[Line]:
-        """Rows of one benchmark."""
-        return kept_lines(self.folder.parent, name)
 
 
 def training_time(kept: Kept) -> str | None:

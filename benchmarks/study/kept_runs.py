@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.study.results import Results
+from benchmarks.study.speed import Line, kept_lines
 from benchmarks.study.step_time import EXPERIMENT as STEP_TIME
 from benchmarks.study.tables import Row
 
@@ -28,3 +30,17 @@ def _same_step(row: Row, time: Row) -> bool:
 def _timed(row: Row, time: Row) -> Row:
     settings = row["settings"] | {"compile": time["settings"]["compile"]}
     return {"seconds_per_step": time["seconds_per_step"], "side_by_side": 1, "settings": settings}
+
+
+class Kept(NamedTuple):
+    """Everything that was measured: the study's runs, and the benchmarks' CSV files in the folder above them."""
+
+    folder: Path
+
+    def runs(self, experiment: str) -> list[Row]:
+        """Runs of one experiment."""
+        return kept_runs(experiment, self.folder)
+
+    def lines(self, name: str) -> list[Line]:
+        """Rows of one benchmark."""
+        return kept_lines(self.folder.parent, name)

@@ -1,9 +1,9 @@
 """All experiments in the order of their worth, as far as the time reaches; the same command goes on where it was.
 
-The ladder is at 25M active parameters, where it was begun; everything else is at 15M, where a run sees most of an epoch
-in minutes, and equal compute at 25M too. Models are trained side by side, and the first of each at equal compute is
-asked the --questions, if given; at last, as far as time is left, the steps of models that have runs are timed alone.
---list only tells what is lacking, and how long it probably takes.
+Everything is at 25M active parameters, where larger dense models are better and a run takes minutes; the ladder in
+larger batches and shorter runs, with which it was begun. Equal compute is at 15M too. Models are trained side by side,
+and the first of each at equal compute is asked the --questions, if given; at last, as far as time is left, the steps of
+models that have runs are timed alone. --list only tells what is lacking, and how long it probably takes.
 
 python -m benchmarks.study.plan --data data/docs --people data/people --side-by-side 5 --seconds 560
 """
@@ -36,8 +36,8 @@ from ultramem.train.config import TrainConfig
 
 _PROCESSES = multiprocessing.get_context("spawn")
 
-SCALE = "gpu-15m-small-batch"
-LARGER_SCALE = "gpu-25m-small-batch"
+SCALE = "gpu-25m-small-batch"
+SMALLER_SCALE = "gpu-15m-small-batch"
 LADDERS_SCALE = "gpu-25m"
 
 
@@ -68,8 +68,8 @@ def after_the_rates(
     yield from lacking(given, equal_compute, seeds=equal_compute.SEEDS, rivals=rivals)
     if "ultramem" in rivals:
         yield from lacking(given, shape)
-    larger = lacking(given, learning_rates, LARGER_SCALE)
-    yield from larger or lacking(given, equal_compute, LARGER_SCALE)
+    smaller = lacking(given, learning_rates, SMALLER_SCALE)
+    yield from smaller or lacking(given, equal_compute, SMALLER_SCALE, seeds=equal_compute.SEEDS)
     for experiment in sizes:
         yield from lacking(given, experiment, seeds=(1, 2))
     yield from lacking(given, ladder, LADDERS_SCALE, seeds=(1,))

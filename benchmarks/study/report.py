@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.study import sections
 from benchmarks.study.caveats import caveats
+from benchmarks.study.claims import claims
 from benchmarks.study.kept_runs import kept_runs
 from benchmarks.study.ladder_section import ladder
 from benchmarks.study.results import KEPT
@@ -51,7 +52,7 @@ NOT_MEASURED = "Not measured yet"
 
 def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
     """The page's part and the plots by file name."""
-    parts: list[str] = []
+    parts = [f"### Claims and what was seen\n\n{claims(kept)}"]
     plots: dict[str, str] = {}
     for experiment, title in TITLES.items():
         command = f"`python -m benchmarks.study.{experiment}`"

@@ -133,7 +133,7 @@ def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
         by_settings([*rows, *_named("dense", rivals)]), key=lambda runs: (runs[0]["parameters"], _rate(runs[0]))
     )
     best = best_by_name(sizes)
-    points = sorted((runs[0]["active_parameters"], mean_of(runs, "validation_loss")) for runs in best.values())
+    points = dense_points([run for runs in sizes for run in runs])
     text = markdown_table(
         ["dense model", "parameters", "learning rate", "validation loss", "bits per byte", "ms a step", "seeds"],
         [
@@ -150,7 +150,7 @@ def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
         ],
     )
     sparse = [runs for runs in by_settings(rivals) if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]
-    if any(loss <= larger for (_, loss), (_, larger) in pairwise(points)):
+    if not descending(points):
         text += "\n" + NO_SIZE
     elif sparse and len(points) > 1:
         text += "\n" + markdown_table(
@@ -172,6 +172,17 @@ def dense_equivalent(rows: list[Row], rivals: list[Row]) -> Section:
         y_label="validation loss",
     )
     return Section(text, {"dense_equivalent.svg": plot})
+
+
+def dense_points(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """The dense sizes, ascending, each with the mean loss at its best learning rate."""
+    best = best_by_name(by_settings(rows)).values()
+    return sorted((runs[0]["active_parameters"], mean_of(runs, "validation_loss")) for runs in best)
+
+
+def descending(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether every larger dense model is better: else a loss does not tell a size."""
+    return all(loss > larger for (_, loss), (_, larger) in pairwise(points))
 
 
 def _equivalent(points: list[tuple[float, float]], runs: list[Row]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.study import ladder, report
 from benchmarks.study.caveats import caveats
+from benchmarks.study.claims import claims
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.results import Results
 from benchmarks.study.scales import SCALES
@@ -396,4 +397,28 @@ def test_no_size_is_said_where_larger_dense_models_are_not_better(kept):
     Results("dense_equivalent", kept).add(row("gpu-25m-dense-x16", 3.4, parameters=400e6, active=400e6))
     part, _ = report.study(kept)
     assert NO_SIZE in part
-    assert "as good as a dense model of |" not in part
+    assert "| sparse model |" not in part
+    assert "times its size" not in part
+
+
+def test_claims_stand_beside_what_was_seen(kept):
+    table = [line for line in claims(kept).splitlines() if line.startswith("|")]
+    assert table[0] == "|  | published | gpu-25m, 25M |"
+    seen = {cells[1].strip(): cells[3].strip() for line in table[2:] for cells in [line.split("|")]}
+    assert seen["UltraMem beside the dense model"] == "**[-0.150 ± 0.008](#equal-compute-gpu-25m-ultramem)**"
+    assert seen["UltraMem beside product keys"] == "", "not measured"
+    assert seen["UltraMem beside that with a 64th of the rows"] == "[-0.130](#table-size-gpu-25m-ultramem)"
+    assert seen["UltraMem is as good as a dense model of"] == "[2.83 times its size](#equal-compute-gpu-25m-ultramem)"
+
+
+def test_a_difference_within_its_error_is_not_bold(kept):
+    results = Results("equal_compute", kept, kept)
+    for seed, loss in enumerate((2.8, 3.0)):
+        results.add(row("gpu-25m-pkm", loss, seed=seed, recipe="gpu-25m-pkm"))
+    assert "| [-0.040 ± 0.100](#equal-compute-gpu-25m-ultramem) |" in claims(kept)
+
+
+def test_links_of_claims_lead_to_rows(kept):
+    part, _ = report.study(kept)
+    for link in re.findall(r"\]\(#([^)]+)\)", claims(kept)):
+        assert line_of(part, link)

@@ -259,11 +259,11 @@ def test_nothing_that_takes_its_rates_from_the_sweep_is_wanted_before_it_has_end
 
 
 def test_a_model_whose_rates_are_swept_waits_for_no_other(tmp_path, monkeypatch):
-    moe = recipes.get("gpu-15m-moe")
+    moe = recipes.get("gpu-25m-moe")
     monkeypatch.setattr(plan.learning_rates, "runs", lambda *_: [moe])
     wanted = [*plan.wanted(given(tmp_path), lambda: True)]
     of_equal_compute = {run.config.name for runs in wanted for run in runs if run.results.path.stem == "equal_compute"}
-    assert of_equal_compute == {f"gpu-15m-{name}" for name in plan.equal_compute.RIVALS if name != "moe"}
+    assert of_equal_compute == {f"gpu-25m-{name}" for name in plan.equal_compute.RIVALS if name != "moe"}
 
 
 def test_afterwards_all_else_is_wanted_but_biographies_that_are_not_there(tmp_path, monkeypatch):
@@ -271,22 +271,22 @@ def test_afterwards_all_else_is_wanted_but_biographies_that_are_not_there(tmp_pa
     wanted = [*plan.wanted(given(tmp_path), lambda: True)]
     experiments = dict.fromkeys(runs[0].results.path.stem for runs in wanted)
     assert [*experiments] == ["ladder", "equal_compute", "dense_equivalent", "table_size", "knowledge", "shape"]
-    of_larger = [run.config.name for runs in wanted for run in runs if run.config.name.startswith("gpu-25m")]
-    assert {f"gpu-25m-{name}" for name in plan.equal_compute.RIVALS} <= {*of_larger}
+    of_smaller = [run.config.name for runs in wanted for run in runs if run.config.name.startswith("gpu-15m")]
+    assert {f"gpu-15m-{name}" for name in plan.equal_compute.RIVALS} == {*of_smaller}
     untold = {runs[0].results.path.stem for runs in plan.wanted(given(tmp_path), lambda: False)}
     assert untold == {*experiments} - {"knowledge"}
-    seeds = [[run.config.seed for run in runs] for runs in wanted if runs[0].config.name == "gpu-15m-pkm"]
+    seeds = [[run.config.seed for run in runs] for runs in wanted if runs[0].config.name == "gpu-25m-pkm"]
     assert seeds == [[0], [0, 1, 2]], "the first seed of all comes first, then a process makes all"
 
 
 def test_the_steps_of_models_that_have_runs_are_timed_once(tmp_path):
     here = given(tmp_path)
     assert plan.untimed(here) == []
-    Results("equal_compute", here.out).add({"name": "gpu-15m-moe", "scale": plan.SCALE, "settings": {}})
-    Results("equal_compute", here.out).add({"name": "gpu-15m-pkm", "scale": "gpu-15m", "settings": {}})
-    Results("table_size", here.out).add({"name": "gpu-15m-ultramem-rows-x4", "scale": plan.SCALE, "settings": {}})
+    Results("equal_compute", here.out).add({"name": "gpu-25m-moe", "scale": plan.SCALE, "settings": {}})
+    Results("equal_compute", here.out).add({"name": "gpu-25m-pkm", "scale": "gpu-15m", "settings": {}})
+    Results("table_size", here.out).add({"name": "gpu-25m-ultramem-rows-x4", "scale": plan.SCALE, "settings": {}})
     moe, fewer_rows = plan.untimed(here)
-    assert (moe.name, fewer_rows.name) == ("gpu-15m-moe", "gpu-15m-ultramem-rows-x4")
+    assert (moe.name, fewer_rows.name) == ("gpu-25m-moe", "gpu-25m-ultramem-rows-x4")
     Results("step_time", here.out).add({"settings": schedule_settings(moe)})
     assert plan.untimed(here) == [fewer_rows]
 
