@@ -10,7 +10,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.study.tables import markdown_table
+from benchmarks.study.page.tables import markdown_table
 from ultramem import recipes
 from ultramem.accounting import count_parameters
 from ultramem.distributed.communication import Links

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from benchmarks.record import RESULTS
-from benchmarks.study.picture import picture
-from benchmarks.study.speed import Line, fastest_steps, kept_lines
+from benchmarks.study.page.picture import picture
+from benchmarks.study.page.speed import Line, fastest_steps, kept_lines
 from ultramem.plots import Point, Series
 
 FIGURES = Path(__file__).parents[1] / "docs/decode"

@@ -1,4 +1,4 @@
-"""Learning rates from short runs: the trunk's for each rival, then the tables' multiple and its horizon for UltraMem.
+"""Learning rates from short runs: the trunk's for each rival, then UltraMem's tables' multiple and its horizon.
 
 A rival is tried at the scale's rates; where the best of them is the highest or the lowest, at twice or half of it too.
 
@@ -18,12 +18,13 @@ from ultramem.train.config import TrainConfig
 EXPERIMENT = "learning_rates"
 SHARE_OF_TOKENS = 2  # a sweep's run is half as long
 RIVALS = ("dense", "ultramem", "moe", "pkm", "ultramem-v2", "memory-plus", "moe-fine")
+WITH_TABLES = ("ultramem", "ultramem-v2")  # whose multiples are tried
 TABLE_MULTIPLIERS = (1.0, 3.0)  # beside the recipe's own
 MOST_RATES = 6
 
 
 def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
-    """The rivals; UltraMem's tables as soon as its learning rate is known."""
+    """The rivals; tables as soon as their trunk's learning rate is known."""
     tokens //= SHARE_OF_TOKENS
     rows = of_scale(results.rows(), scale)
     for seed in seeds:
@@ -33,7 +34,7 @@ def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> I
             rates = trunk_rates(scale.learning_rates, losses)
             for rate in rates:
                 yield variant(scale, recipe, tokens, seed, learning_rate=rate)
-            if rival == "ultramem" and set(rates) <= set(losses):
+            if rival in WITH_TABLES and set(rates) <= set(losses):
                 best = min(rates, key=losses.__getitem__)
                 for start in TABLE_MULTIPLIERS:
                     yield variant(scale, recipe, tokens, seed, learning_rate=best, table_multiplier_start=start)

@@ -70,9 +70,10 @@ def test_the_sweep_ends_when_every_best_rate_lies_between_others(
         losses = learning_rates.losses_by_rate(rows, f"cpu-{rival}")
         best = min(losses, key=losses.get)
         assert min(losses) < best < max(losses) or len(losses) == learning_rates.MOST_RATES
-    tables = [row["settings"]["optimizer"] for row in rows if row["name"] == "cpu-ultramem"]
-    assert sum(optimizer["table_multiplier_start"] != 10 for optimizer in tables) == 2
-    assert sum(optimizer["table_horizon_steps"] is not None for optimizer in tables) == 1
+    for rival in learning_rates.WITH_TABLES:
+        tables = [row["settings"]["optimizer"] for row in rows if row["name"] == f"cpu-{rival}"]
+        assert sum(optimizer["table_multiplier_start"] != 10 for optimizer in tables) == 2
+        assert sum(optimizer["table_horizon_steps"] is not None for optimizer in tables) == 1
     monkeypatch.setattr(schedule, "start", lambda *_: pytest.fail("it trains again"))
     assert make(learning_rates, prepared, tmp_path) == rows
 

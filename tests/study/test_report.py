@@ -6,14 +6,14 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.study import ladder, report
-from benchmarks.study.caveats import caveats
-from benchmarks.study.claims import claims
 from benchmarks.study.ladder import PAPER
+from benchmarks.study.page.caveats import caveats
+from benchmarks.study.page.claims import claims
+from benchmarks.study.page.dense_equivalent import NO_SIZE, dense_size_for
+from benchmarks.study.page.speed import kept_lines
+from benchmarks.study.page.tables import difference
 from benchmarks.study.results import Results
 from benchmarks.study.scales import SCALES
-from benchmarks.study.sections import NO_SIZE, dense_size_for
-from benchmarks.study.speed import kept_lines
-from benchmarks.study.tables import difference
 from tests.anchors import anchors
 from ultramem import recipes
 from ultramem.train.config_json import config_to_dict
@@ -117,7 +117,7 @@ def test_the_kept_ladder_is_not_run_again(tmp_path):
 def test_what_has_no_results_says_so_in_a_line(tmp_path):
     part, plots = report.study(tmp_path / "none")
     assert plots == {}
-    for experiment in report.TITLES:
+    for experiment in report.PARTS:
         (line,) = [line for line in part.splitlines() if f"`python -m benchmarks.study.{experiment}`" in line]
         assert f"{report.NOT_MEASURED}: " in line
     assert f"### Speed\n\n{report.NOT_MEASURED}" in part
@@ -126,8 +126,8 @@ def test_what_has_no_results_says_so_in_a_line(tmp_path):
 
 def test_every_experiment_has_its_section_its_command_and_its_file(kept):
     part, _ = report.study(kept)
-    for experiment, title in report.TITLES.items():
-        assert f"### {title}" in part
+    for experiment, section in report.PARTS.items():
+        assert f"### {section.TITLE}" in part
         assert f"python -m benchmarks.study.{experiment}" in part
         assert f"benchmarks/results/study/{experiment}.jsonl" in part
     assert "abc1234" in part

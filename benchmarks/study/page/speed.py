@@ -4,7 +4,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.study.tables import markdown_table
+from benchmarks.study.page.tables import markdown_table
 
 Line = dict[str, str]
 

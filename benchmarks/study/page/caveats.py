@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.study.kept_runs import Kept
 from benchmarks.study.ladder import PAPER
-from benchmarks.study.sections import best_by_name, loss_in, mean_stored, rival_of, training_seconds
-from benchmarks.study.speed import fastest_steps
-from benchmarks.study.tables import Row, anchor, by_name, by_scale, by_settings, mean_of, short_name
+from benchmarks.study.page.equal_compute import loss_in, training_seconds
+from benchmarks.study.page.kept_runs import Kept
+from benchmarks.study.page.knowledge import mean_stored, rival_of
+from benchmarks.study.page.speed import fastest_steps
+from benchmarks.study.page.tables import Row, anchor, best_by_name, by_name, by_scale, by_settings, mean_of, short_name
 
 
 def training_time(kept: Kept) -> str | None:

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.study.kept_runs import Kept
 from benchmarks.study.ladder import PAPER
-from benchmarks.study.sections import dense_points, dense_size_for, descending
-from benchmarks.study.speed import fastest_steps
-from benchmarks.study.tables import (
+from benchmarks.study.page.dense_equivalent import dense_points, dense_size_for, descending
+from benchmarks.study.page.kept_runs import Kept
+from benchmarks.study.page.speed import fastest_steps
+from benchmarks.study.page.tables import (
     Row,
     anchor,
     by_scale,

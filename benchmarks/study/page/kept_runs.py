@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.study.page.speed import Line, kept_lines
+from benchmarks.study.page.tables import Row
 from benchmarks.study.results import Results
-from benchmarks.study.speed import Line, kept_lines
 from benchmarks.study.step_time import EXPERIMENT as STEP_TIME
-from benchmarks.study.tables import Row
 
 
 def kept_runs(experiment: str, folder: Path) -> list[Row]:

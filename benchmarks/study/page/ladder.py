@@ -5,8 +5,8 @@ from itertools import groupby, pairwise
 from statistics import fmean
 
 from benchmarks.study.ladder import CHOICES, PAPER, PAPER_ALONE
-from benchmarks.study.picture import picture
-from benchmarks.study.tables import (
+from benchmarks.study.page.picture import picture
+from benchmarks.study.page.tables import (
     Row,
     Section,
     anchored,
@@ -21,6 +21,12 @@ from benchmarks.study.tables import (
 )
 from ultramem.plots import Series
 
+TITLE = "The ladder from product keys to UltraMem"
+EXPLANATION = (
+    "Each rung adds a step to the one before. ± is the standard deviation of a rung's runs, with other seeds or at "
+    "other commits, and the standard error of a step; two or three runs give either only roughly."
+)
+
 Rungs = dict[str, list[Row]]
 
 LOSS = "validation_loss"
@@ -32,7 +38,7 @@ WHAT_RAN = (
 )
 
 
-def ladder(rows: list[Row]) -> Section:
+def section(rows: list[Row]) -> Section:
     """What can be told, the steps, what varies alone, the runs in detail, and the picture beside the paper's."""
     runs = {short_name(same[0]): same for same in by_name(rows).values()}
     said = [reading(runs)] if _steps(runs) else []

@@ -116,6 +116,34 @@ def short_name(row: Row) -> str:
     return row["name"].removeprefix("ladder-").removeprefix(f"{SCALES[row['scale']].family}-")
 
 
+def losses(runs: Sequence[Row]) -> tuple[str, str]:
+    """Validation loss and bits per byte with their spread."""
+    return with_spread([run["validation_loss"] for run in runs]), with_spread([run["bits_per_byte"] for run in runs], 4)
+
+
+def named(name: str, rows: Sequence[Row]) -> list[Row]:
+    """The runs of one model."""
+    return [row for row in rows if short_name(row) == name]
+
+
+def mean_health(runs: Sequence[Row], field: str) -> float:
+    """The mean over runs and their memories."""
+    return fmean(health[field] for run in runs for health in run["memory"].values())
+
+
+def learning_rate(row: Row) -> float:
+    """The trunk's."""
+    return row["settings"]["optimizer"]["learning_rate"]
+
+
+def best_by_name(groups: Sequence[list[Row]]) -> dict[str, list[Row]]:
+    """By name the runs with the lowest mean loss of those with other settings."""
+    best: dict[str, list[Row]] = {}
+    for runs in sorted(groups, key=lambda runs: mean_of(runs, "validation_loss")):
+        best.setdefault(runs[0]["name"], runs)
+    return best
+
+
 def provenance(rows: Sequence[Row]) -> str:
     """What the numbers were measured on: tokens, machine, versions, commits, dates, each once."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from benchmarks.study.tables import Row, markdown_table, short_name
+from benchmarks.study.page.tables import Row, markdown_table, short_name
 
 
 def answers(groups: Sequence[Sequence[Row]]) -> str:

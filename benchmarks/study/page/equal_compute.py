@@ -1,0 +1,123 @@
+"""Equal compute: every rival with its loss, its speed, and its curves against tokens and time."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
+
+from benchmarks.study.page.answers import answers
+from benchmarks.study.page.picture import picture
+from benchmarks.study.page.tables import (
+    Row,
+    Section,
+    anchored,
+    by_settings,
+    losses,
+    markdown_table,
+    millions,
+    short_name,
+    step_seconds,
+    step_time,
+    with_spread,
+)
+from ultramem.plots import Series
+
+TITLE = "Equal compute"
+EXPLANATION = (
+    "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are of steps that had "
+    "the machine to themselves; a loss in the dense model's time is that of a run on its way, whose learning rate has "
+    "not come down. A repeated token, where these are told apart, ends a trigram that stands earlier in its window: "
+    "it can be copied."
+)
+
+
+def section(rows: list[Row]) -> Section:
+    """Every rival: its size, its loss with its spread, and what a step of it takes."""
+    groups = by_settings(rows)
+    dense = next(runs for runs in groups if kind_of(runs[0]) == "dense")
+    in_dense_time = [loss_in(training_seconds(dense), runs) for runs in groups]
+    apart = any("new_loss" in run for run in rows)
+    table = markdown_table(
+        ["model", "parameters", "FLOPs", "learning rate", "validation loss", "bits per byte",
+         *(["loss of new tokens", "of repeated tokens"] if apart else []), "training loss", "ms a step",
+         "loss in the dense model's time", "seeds"],
+        [
+            [
+                anchored("equal_compute", runs[0], short_name(runs[0])),
+                millions(runs[0]["parameters"]),
+                f"{runs[0]['flops_per_token'] / dense[0]['flops_per_token']:.3f}",
+                f"{runs[0]['settings']['optimizer']['learning_rate']:g}",
+                *losses(runs),
+                *([losses_of("new_loss", runs), losses_of("repeated_loss", runs)] if apart else []),
+                with_spread([run["training_loss"] for run in runs]),
+                step_time(runs),
+                "" if loss is None else f"{loss:.3f}",
+                str(len(runs)),
+            ]
+            for runs, loss in zip(groups, in_dense_time, strict=True)
+        ],
+    )  # fmt: skip
+    curves = {
+        "tokens": [curve(short_name(runs[0]), runs) for runs in groups],
+        "seconds of training": [curve(short_name(runs[0]), runs, step_seconds(runs)) for runs in groups
+                                if step_seconds(runs) is not None],
+    }  # fmt: skip
+    plots = {
+        f"equal_compute_{label.split()[0]}.svg": picture(lines, x_label=label, y_label="validation loss", leave_out=0.3)
+        for label, lines in curves.items()
+        if lines
+    }
+    return Section(table + answers(groups), plots)
+
+
+def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:
+    """The mean validation loss of several seeds, and each seed's, against tokens; or seconds, if a step's are given."""
+    lines = [[(_x(point, runs[0], step), point["loss"]) for point in run["validation"]] for run in runs]
+    mean = [(fmean(x for x, _ in points), fmean(y for _, y in points)) for points in zip(*lines, strict=False)]
+    return Series(name, mean, lines if len(lines) > 1 else ())
+
+
+def _x(point: Row, run: Row, step: float | None) -> float:
+    if step is None:
+        return point["tokens"]
+    return point["tokens"] / run["tokens"] * run["settings"]["steps"] * step
+
+
+def loss_at(seconds: float, points: Sequence[tuple[float, float]]) -> float | None:
+    """The loss after so many seconds, between validations `(seconds, loss)`; none before the first.
+
+    Example:
+        >>> loss_at(15.0, [(10.0, 3.0), (20.0, 2.0)])
+        2.5
+    """
+    if seconds >= points[-1][0]:
+        return points[-1][1]
+    for (start, high), (end, low) in pairwise(points):
+        if start <= seconds <= end:
+            return high + (low - high) * (seconds - start) / (end - start)
+    return None
+
+
+def kind_of(row: Row) -> str:
+    """What a model's memories or feed-forward branches are."""
+    model = row["settings"]["model"]
+    return model["memory"] or ("moe" if model["ffn"] == "moe" else "dense")
+
+
+def losses_of(field: str, runs: Sequence[Row]) -> str:
+    """A loss that older runs did not measure; beside others only where every run did."""
+    measured = [run.get(field) for run in runs]
+    return "" if None in measured else with_spread(measured)
+
+
+def training_seconds(runs: Sequence[Row]) -> float | None:
+    """What a run's steps take where it has the machine to itself."""
+    step = step_seconds(runs)
+    return None if step is None else step * runs[0]["settings"]["steps"]
+
+
+def loss_in(seconds: float | None, runs: Sequence[Row]) -> float | None:
+    """The mean loss after so many seconds of training; none where times are not known."""
+    step = step_seconds(runs)
+    if seconds is None or step is None:
+        return None
+    return loss_at(seconds, curve("", runs, step).points)
