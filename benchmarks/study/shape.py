@@ -1,4 +1,4 @@
-"""UltraMem's shape: how many rows it reads, how wide they are, expansion, heads, layers and their skips, each alone.
+"""UltraMem's shape: how many rows it reads, how wide they are, expansion, heads, layers and their skips.
 
 All variants have the recipe's learning rates, and as many parameters in tables and in matrices and FLOPs, within a
 percent on a GPU's scales; on the CPU's two of them are models that others are already, and are left out. Runs are as
@@ -55,6 +55,7 @@ VARIANTS: dict[str, Callable[[UltraMemConfig], dict[str, object]]] = {
     "rows-twice-as-wide-no-expansion": lambda model: {**_twice_as_wide(model), "memory_expansion": 1},
     "keys-twice-as-wide": lambda model: {"memory_key_size": 2 * model.memory_key_size},
     "no-skips": lambda model: {"memory_units": _without_skips(model)},
+    "no-expansion-no-skips": lambda model: {"memory_expansion": 1, "memory_units": _without_skips(model)},
     "one-layer": lambda model: _with_units(model, model.memory_units[1:2]),
     "a-layer-every-other-block": lambda model: _with_units(model, _one_block_long(model)),
 }

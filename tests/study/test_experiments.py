@@ -33,7 +33,7 @@ EXPERIMENTS = {
     dense_equivalent: 2 * 3,
     table_size: 3,
     ladder: 18,
-    shape: 8,
+    shape: 9,
 }
 
 

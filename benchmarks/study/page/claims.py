@@ -1,11 +1,11 @@
 """Do the claims hold? What the papers report of UltraMem beside others, and what the kept runs say, with links."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.study.ladder import PAPER
-from benchmarks.study.page.dense_equivalent import dense_points, dense_size_for, descending
+from benchmarks.study.page.dense_equivalent import LOSSES, dense_points, dense_size_for, descending
 from benchmarks.study.page.kept_runs import Kept
 from benchmarks.study.page.speed import fastest_steps
 from benchmarks.study.page.tables import (
@@ -44,67 +44,82 @@ CLAIMS = (
 )
 WHAT_THE_TABLE_IS = (
     "Losses at equal compute and equal tokens, the first model's minus the other's: as published, and here at each "
-    "scale, by the active parameters of its dense model; ± is the standard error over seeds, and in bold is what "
-    "exceeds it twice. Where no ± stands one of the two has one seed."
+    "scale, by the active parameters of its dense model, of all tokens or of those that cannot be copied; ± is the "
+    "standard error over seeds, and in bold is what exceeds it twice. Where no ± stands one of the two has one seed."
 )
+
+
+class Column(NamedTuple):
+    """A scale's runs at equal compute, by model, and by which loss they are compared."""
+
+    groups: list[list[Row]]
+    loss: str
+
+    def __str__(self) -> str:
+        size = millions(self.runs_of("dense")[0]["active_parameters"])
+        return f"{self.scale}, {size}" + (", new tokens" if self.loss == "new_loss" else "")
+
+    @property
+    def scale(self) -> str:
+        """Its name."""
+        return self.groups[0][0]["scale"]
+
+    def runs_of(self, name: str) -> list[Row]:
+        """A model's runs, if there are any."""
+        return next((runs for runs in self.groups if short_name(runs[0]) == name), [])
+
+    def beside(self, runs: list[Row], others: list[Row], experiment: str) -> str:
+        """What one model's loss is above the other's, with a link to its row; nothing where one was not measured."""
+        if not (runs and others and all(self.loss in run for run in [*runs, *others])):
+            return ""
+        gives, error = change(runs, others, self.loss)
+        link = f"[{difference(runs, others, self.loss)}](#{anchor(experiment, runs[0])})"
+        return f"**{link}**" if error is not None and abs(gives) > 2 * error else link
 
 
 def claims(folder: Path) -> str:
     """The table of losses, and a list of what else is claimed."""
     kept = Kept(folder)
     scales = [by_settings(of_scale) for of_scale in by_scale(kept.runs("equal_compute"))]
-    scales = [groups for groups in scales if _find(groups, ULTRAMEM) and _find(groups, "dense")]
+    columns = [
+        column
+        for groups in scales
+        for column in (Column(groups, loss) for loss in LOSSES)
+        if all(runs and all(column.loss in run for run in runs) for runs in map(column.runs_of, (ULTRAMEM, "dense")))
+    ]
     table = markdown_table(
-        ["", "published", *(_title(groups) for groups in scales)],
+        ["", "published", *map(str, columns)],
         [
-            *([claim.said, claim.published, *(_compared(groups, claim) for groups in scales)] for claim in CLAIMS),
-            ["UltraMem beside that with a 64th of the rows", "lower", *(_more_rows(kept, groups) for groups in scales)],
+            *([claim.said, claim.published, *(_compared(column, claim) for column in columns)] for claim in CLAIMS),
+            ["UltraMem beside one with a 64th of the rows", "lower",
+             *(_more_rows(kept, column) for column in columns)],
             ["UltraMem is as good as a dense model of", "4 times its size, at 1.6B",
-             *(_dense_size(kept, groups) for groups in scales)],
+             *(_dense_size(kept, column) for column in columns)],
         ],
     )  # fmt: skip
     said = [*_ladder(kept), *_decoding(kept)]
     return f"{WHAT_THE_TABLE_IS}\n\n{table}\n" + "".join(f"- {sentence}\n" for sentence in said)
 
 
-def _find(groups: Sequence[list[Row]], name: str) -> list[Row]:
-    """A model's runs, if there are any."""
-    return next((runs for runs in groups if short_name(runs[0]) == name), [])
+def _compared(column: Column, claim: Claim) -> str:
+    return column.beside(column.runs_of(claim.model), column.runs_of(claim.other), "equal_compute")
 
 
-def _title(groups: Sequence[list[Row]]) -> str:
-    return f"{groups[0][0]['scale']}, {millions(_find(groups, 'dense')[0]['active_parameters'])}"
+def _more_rows(kept: Kept, column: Column) -> str:
+    fewest = [row for row in kept.of_scale("table_size", column.scale) if short_name(row) == f"{ULTRAMEM}-rows-x1"]
+    return column.beside(column.runs_of(ULTRAMEM), fewest, "table_size")
 
 
-def _compared(groups: Sequence[list[Row]], claim: Claim) -> str:
-    """One difference, with a link to the first model's row."""
-    runs, others = _find(groups, claim.model), _find(groups, claim.other)
-    return _linked(runs, others, "equal_compute") if runs and others else ""
-
-
-def _linked(runs: list[Row], others: list[Row], experiment: str) -> str:
-    gives, error = change(runs, others, "validation_loss")
-    link = f"[{difference(runs, others, 'validation_loss')}](#{anchor(experiment, runs[0])})"
-    return f"**{link}**" if error is not None and abs(gives) > 2 * error else link
-
-
-def _of_scale(kept: Kept, experiment: str, groups: Sequence[list[Row]]) -> list[Row]:
-    return [row for row in kept.runs(experiment) if row["scale"] == groups[0][0]["scale"]]
-
-
-def _more_rows(kept: Kept, groups: Sequence[list[Row]]) -> str:
-    fewest = _find(by_settings(_of_scale(kept, "table_size", groups)), f"{ULTRAMEM}-rows-x1")
-    return _linked(_find(groups, ULTRAMEM), fewest, "table_size") if fewest else ""
-
-
-def _dense_size(kept: Kept, groups: Sequence[list[Row]]) -> str:
+def _dense_size(kept: Kept, column: Column) -> str:
     """Times its active parameters, where larger dense models are better."""
-    larger = _of_scale(kept, "dense_equivalent", groups)
-    points = dense_points([*larger, *_find(groups, "dense")])
-    if not larger or not descending(points):
+    larger = kept.of_scale("dense_equivalent", column.scale)
+    if not larger or not all(column.loss in row for row in larger):
         return ""
-    ultramem = _find(groups, ULTRAMEM)
-    size = dense_size_for(mean_of(ultramem, "validation_loss"), points)
+    points = dense_points([*larger, *column.runs_of("dense")], column.loss)
+    if not descending(points):
+        return ""
+    ultramem = column.runs_of(ULTRAMEM)
+    size = dense_size_for(mean_of(ultramem, column.loss), points)
     said = size if isinstance(size, str) else f"{size / ultramem[0]['active_parameters']:.2f} times its size"
     return f"[{said}](#{anchor('equal_compute', ultramem[0])})"
 
@@ -117,7 +132,7 @@ def _ladder(kept: Kept) -> Iterator[str]:
         published = PAPER[above] - PAPER[below]
         yield (
             f"From product keys to UltraMem, step by step: {published:+.3f} at 151M as published, "
-            f"{_linked(last, first, 'ladder')} here."
+            f"[{difference(last, first, 'validation_loss')}](#{anchor('ladder', last[0])}) here."
         )
 
 

@@ -12,13 +12,13 @@ from benchmarks.study.page.tables import (
     best_by_name,
     by_settings,
     learning_rate,
-    losses,
     markdown_table,
     mean_of,
     millions,
     named,
     short_name,
     step_time,
+    with_spread,
 )
 from ultramem.plots import Series
 
@@ -27,44 +27,37 @@ EXPLANATION = (
     "Larger dense models on the same tokens, beside those of equal compute; where larger ones are better, the size "
     "between two of them is interpolated."
 )
-NO_SIZE = (
-    "A larger dense model did not always end with a lower loss: a loss does not tell a size here, none is given.\n"
-)
+LOSSES = {"validation_loss": "validation loss", "new_loss": "loss of new tokens"}
+NO_SIZE = "A larger dense model did not always end with a lower {}: it does not tell a size here, none is given.\n"
 
 
 def section(rows: list[Row], rivals: list[Row]) -> Section:
     """The dense sizes, and for each sparse model the size of the dense model that would be as good."""
-    sizes = sorted(
-        by_settings([*rows, *named("dense", rivals)]), key=lambda runs: (runs[0]["parameters"], learning_rate(runs[0]))
-    )
+    dense = [*rows, *named("dense", rivals)]
+    sizes = sorted(by_settings(dense), key=lambda runs: (runs[0]["parameters"], learning_rate(runs[0])))
     best = best_by_name(sizes)
-    points = dense_points([run for runs in sizes for run in runs])
+    sparse = [runs for runs in by_settings(rivals) if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]
+    measured = [loss for loss in LOSSES if all(loss in run for run in [*dense, *rivals])]
     text = markdown_table(
-        ["dense model", "parameters", "learning rate", "validation loss", "bits per byte", "ms a step", "seeds"],
+        ["dense model", "parameters", "learning rate", *(LOSSES[loss] for loss in measured), "bits per byte",
+         "ms a step", "seeds"],
         [
             [
                 anchored("dense_equivalent", runs[0], name) if runs is best[runs[0]["name"]] else name,
                 millions(runs[0]["parameters"]),
-                f"{runs[0]['settings']['optimizer']['learning_rate']:.2g}",
-                *losses(runs),
+                f"{learning_rate(runs[0]):.2g}",
+                *(with_spread([run[loss] for run in runs]) for loss in measured),
+                with_spread([run["bits_per_byte"] for run in runs], 4),
                 step_time(runs),
                 str(len(runs)),
             ]
             for runs in sizes
             for name in [short_name(runs[0])]
         ],
-    )
-    sparse = [runs for runs in by_settings(rivals) if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]
-    if not descending(points):
-        text += "\n" + NO_SIZE
-    elif sparse and len(points) > 1:
-        text += "\n" + markdown_table(
-            ["sparse model", "validation loss", "as good as a dense model of", "times its active parameters"],
-            [
-                [short_name(runs[0]), f"{mean_of(runs, 'validation_loss'):.3f}", *_equivalent(points, runs)]
-                for runs in sparse
-            ],
-        )
+    )  # fmt: skip
+    if sparse and rows:
+        text += "".join(f"\n{_as_good(sparse, dense_points(dense, loss), loss)}" for loss in measured)
+    points = dense_points(dense)
     plot = picture(
         [
             Series("dense", points),
@@ -79,10 +72,20 @@ def section(rows: list[Row], rivals: list[Row]) -> Section:
     return Section(text, {"dense_equivalent.svg": plot})
 
 
-def dense_points(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """The dense sizes, ascending, each with the mean loss at its best learning rate."""
+def _as_good(sparse: list[list[Row]], points: list[tuple[float, float]], loss: str) -> str:
+    """By one of the losses: the sizes, or that it does not tell them."""
+    if not descending(points):
+        return NO_SIZE.format(LOSSES[loss])
+    return markdown_table(
+        ["sparse model", LOSSES[loss], "as good as a dense model of", "times its active parameters"],
+        [[short_name(runs[0]), f"{mean_of(runs, loss):.3f}", *_equivalent(points, runs, loss)] for runs in sparse],
+    )
+
+
+def dense_points(rows: Sequence[Row], loss: str = "validation_loss") -> list[tuple[float, float]]:
+    """The dense sizes, ascending, each with its mean loss at the learning rate that is best in validation."""
     best = best_by_name(by_settings(rows)).values()
-    return sorted((runs[0]["active_parameters"], mean_of(runs, "validation_loss")) for runs in best)
+    return sorted((runs[0]["active_parameters"], mean_of(runs, loss)) for runs in best)
 
 
 def descending(points: Sequence[tuple[float, float]]) -> bool:
@@ -90,9 +93,9 @@ def descending(points: Sequence[tuple[float, float]]) -> bool:
     return all(loss > larger for (_, loss), (_, larger) in pairwise(points))
 
 
-def _equivalent(points: list[tuple[float, float]], runs: list[Row]) -> tuple[str, str]:
+def _equivalent(points: list[tuple[float, float]], runs: list[Row], loss: str) -> tuple[str, str]:
     """Log-linear interpolation between the dense sizes; beyond them no more than the bound is said."""
-    size = dense_size_for(mean_of(runs, "validation_loss"), points)
+    size = dense_size_for(mean_of(runs, loss), points)
     if isinstance(size, str):
         return size, ""
     return millions(size), f"{size / runs[0]['active_parameters']:.2f}"

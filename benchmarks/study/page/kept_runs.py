@@ -41,6 +41,10 @@ class Kept(NamedTuple):
         """Runs of one experiment."""
         return kept_runs(experiment, self.folder)
 
+    def of_scale(self, experiment: str, scale: str) -> list[Row]:
+        """Those of one scale."""
+        return [row for row in self.runs(experiment) if row["scale"] == scale]
+
     def lines(self, name: str) -> list[Line]:
         """Rows of one benchmark."""
         return kept_lines(self.folder.parent, name)
