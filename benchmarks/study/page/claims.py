@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.study.ladder import PAPER
-from benchmarks.study.page.dense_equivalent import LOSSES, dense_points, dense_size_for, descending
+from benchmarks.study.page.dense_equivalent import COMPARED, dense_points, dense_size_for, descending
 from benchmarks.study.page.kept_runs import Kept
 from benchmarks.study.page.speed import fastest_steps
 from benchmarks.study.page.tables import (
@@ -84,7 +84,7 @@ def claims(folder: Path) -> str:
     columns = [
         column
         for groups in scales
-        for column in (Column(groups, loss) for loss in LOSSES)
+        for column in (Column(groups, loss) for loss in COMPARED)
         if all(runs and all(column.loss in run for run in runs) for runs in map(column.runs_of, (ULTRAMEM, "dense")))
     ]
     table = markdown_table(

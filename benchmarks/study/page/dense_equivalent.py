@@ -6,19 +6,21 @@ from math import log2
 
 from benchmarks.study.page.picture import picture
 from benchmarks.study.page.tables import (
+    LOSSES,
     Row,
     Section,
     anchored,
     best_by_name,
     by_settings,
     learning_rate,
+    losses,
     markdown_table,
     mean_of,
+    measured,
     millions,
     named,
     short_name,
     step_time,
-    with_spread,
 )
 from ultramem.plots import Series
 
@@ -27,7 +29,7 @@ EXPLANATION = (
     "Larger dense models on the same tokens, beside those of equal compute; where larger ones are better, the size "
     "between two of them is interpolated."
 )
-LOSSES = {"validation_loss": "validation loss", "new_loss": "loss of new tokens"}
+COMPARED = ("validation_loss", "new_loss")
 NO_SIZE = "A larger dense model did not always end with a lower {}: it does not tell a size here, none is given.\n"
 
 
@@ -37,17 +39,15 @@ def section(rows: list[Row], rivals: list[Row]) -> Section:
     sizes = sorted(by_settings(dense), key=lambda runs: (runs[0]["parameters"], learning_rate(runs[0])))
     best = best_by_name(sizes)
     sparse = [runs for runs in by_settings(rivals) if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]
-    measured = [loss for loss in LOSSES if all(loss in run for run in [*dense, *rivals])]
+    which = measured(dense)
     text = markdown_table(
-        ["dense model", "parameters", "learning rate", *(LOSSES[loss] for loss in measured), "bits per byte",
-         "ms a step", "seeds"],
+        ["dense model", "parameters", "learning rate", *(LOSSES[loss] for loss in which), "ms a step", "seeds"],
         [
             [
                 anchored("dense_equivalent", runs[0], name) if runs is best[runs[0]["name"]] else name,
                 millions(runs[0]["parameters"]),
                 f"{learning_rate(runs[0]):.2g}",
-                *(with_spread([run[loss] for run in runs]) for loss in measured),
-                with_spread([run["bits_per_byte"] for run in runs], 4),
+                *losses(runs, which),
                 step_time(runs),
                 str(len(runs)),
             ]
@@ -56,7 +56,8 @@ def section(rows: list[Row], rivals: list[Row]) -> Section:
         ],
     )  # fmt: skip
     if sparse and rows:
-        text += "".join(f"\n{_as_good(sparse, dense_points(dense, loss), loss)}" for loss in measured)
+        told = [loss for loss in COMPARED if all(loss in run for run in [*dense, *rivals])]
+        text += "".join(f"\n{_as_good(sparse, dense_points(dense, loss), loss)}" for loss in told)
     points = dense_points(dense)
     plot = picture(
         [

@@ -7,12 +7,14 @@ from statistics import fmean
 from benchmarks.study.page.answers import answers
 from benchmarks.study.page.picture import picture
 from benchmarks.study.page.tables import (
+    LOSSES,
     Row,
     Section,
     anchored,
     by_settings,
     losses,
     markdown_table,
+    measured,
     millions,
     short_name,
     step_seconds,
@@ -35,19 +37,17 @@ def section(rows: list[Row]) -> Section:
     groups = by_settings(rows)
     dense = next(runs for runs in groups if kind_of(runs[0]) == "dense")
     in_dense_time = [loss_in(training_seconds(dense), runs) for runs in groups]
-    apart = any("new_loss" in run for run in rows)
+    which = measured(rows)
     table = markdown_table(
-        ["model", "parameters", "FLOPs", "learning rate", "validation loss", "bits per byte",
-         *(["loss of new tokens", "of repeated tokens"] if apart else []), "training loss", "ms a step",
-         "loss in the dense model's time", "seeds"],
+        ["model", "parameters", "FLOPs", "learning rate", *(LOSSES[loss] for loss in which), "training loss",
+         "ms a step", "loss in the dense model's time", "seeds"],
         [
             [
                 anchored("equal_compute", runs[0], short_name(runs[0])),
                 millions(runs[0]["parameters"]),
                 f"{runs[0]['flops_per_token'] / dense[0]['flops_per_token']:.3f}",
                 f"{runs[0]['settings']['optimizer']['learning_rate']:g}",
-                *losses(runs),
-                *([losses_of("new_loss", runs), losses_of("repeated_loss", runs)] if apart else []),
+                *losses(runs, which),
                 with_spread([run["training_loss"] for run in runs]),
                 step_time(runs),
                 "" if loss is None else f"{loss:.3f}",
@@ -101,12 +101,6 @@ def kind_of(row: Row) -> str:
     """What a model's memories or feed-forward branches are."""
     model = row["settings"]["model"]
     return model["memory"] or ("moe" if model["ffn"] == "moe" else "dense")
-
-
-def losses_of(field: str, runs: Sequence[Row]) -> str:
-    """A loss that older runs did not measure; beside others only where every run did."""
-    measured = [run.get(field) for run in runs]
-    return "" if None in measured else with_spread(measured)
 
 
 def training_seconds(runs: Sequence[Row]) -> float | None:

@@ -1,15 +1,16 @@
 """UltraMem's shape, one variant beside another."""
 
 from benchmarks.study.page.tables import (
+    LOSSES,
     Row,
     Section,
     anchored,
     by_settings,
     difference,
+    losses,
     markdown_table,
     mean_health,
     short_name,
-    with_spread,
 )
 
 TITLE = "UltraMem's shape"
@@ -23,19 +24,24 @@ def section(rows: list[Row]) -> Section:
     """The recipe, and every variant beside it."""
     groups = sorted(by_settings(rows), key=lambda runs: short_name(runs[0]) != "ultramem")
     recipe = groups[0]
+    which = [loss for loss in ("validation_loss", "new_loss") if all(loss in row for row in rows)]
     text = markdown_table(
-        ["UltraMem", "FLOPs", "validation loss", "beside the recipe", "rows read in validation", "outputs", "seeds"],
+        ["UltraMem", "FLOPs", *(title for loss in which for title in (LOSSES[loss], "beside the recipe")),
+         "rows read in validation", "outputs", "seeds"],
         [
             [
                 anchored("shape", runs[0], short_name(runs[0]).removeprefix("ultramem-")),
                 f"{runs[0]['flops_per_token'] / recipe[0]['flops_per_token']:.3f}",
-                with_spread([run["validation_loss"] for run in runs]),
-                difference(runs, recipe, "validation_loss") if runs is not recipe else "",
+                *(
+                    cell
+                    for loss in which
+                    for cell in (*losses(runs, [loss]), difference(runs, recipe, loss) if runs is not recipe else "")
+                ),
                 f"{mean_health(runs, 'rows_read'):.0%}",
                 f"{mean_health(runs, 'output_std'):.2f}",
                 str(len(runs)),
             ]
             for runs in groups
         ],
-    )
+    )  # fmt: skip
     return Section(text, {})

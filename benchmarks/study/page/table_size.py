@@ -5,6 +5,7 @@ from math import log2
 
 from benchmarks.study.page.picture import picture
 from benchmarks.study.page.tables import (
+    LOSSES,
     Row,
     Section,
     anchored,
@@ -13,6 +14,7 @@ from benchmarks.study.page.tables import (
     markdown_table,
     mean_health,
     mean_of,
+    measured,
     millions,
     named,
     step_time,
@@ -26,15 +28,16 @@ EXPLANATION = "UltraMem with fewer rows, and as many parameters in its matrices;
 def section(rows: list[Row], rivals: list[Row]) -> Section:
     """Loss, time and use of the table against its rows."""
     sizes = sorted(by_settings([*rows, *named("ultramem", rivals)]), key=lambda runs: runs[0]["table_parameters"])
+    which = measured([run for runs in sizes for run in runs])
     smallest = sizes[0][0]["table_parameters"]
     text = markdown_table(
-        ["rows", "parameters of the tables", "validation loss", "bits per byte", "ms a step", "rows read in validation",
-         "seeds"],
+        ["rows", "parameters of the tables", *(LOSSES[loss] for loss in which), "ms a step",
+         "rows read in validation", "seeds"],
         [
             [
                 anchored("table_size", runs[0], f"x{runs[0]['table_parameters'] / smallest:.0f}"),
                 millions(runs[0]["table_parameters"]),
-                *losses(runs),
+                *losses(runs, which),
                 step_time(runs),
                 f"{mean_health(runs, 'rows_read'):.0%}",
                 str(len(runs)),

@@ -11,6 +11,13 @@ from ultramem.train.config_json import with_defaults
 
 Row = dict[str, Any]
 
+LOSSES = {
+    "validation_loss": "validation loss",
+    "bits_per_byte": "bits per byte",
+    "new_loss": "loss of new tokens",
+    "repeated_loss": "of repeated tokens",
+}
+
 
 class Section(NamedTuple):
     """A part of the page, and the plots that it shows."""
@@ -116,9 +123,19 @@ def short_name(row: Row) -> str:
     return row["name"].removeprefix("ladder-").removeprefix(f"{SCALES[row['scale']].family}-")
 
 
-def losses(runs: Sequence[Row]) -> tuple[str, str]:
-    """Validation loss and bits per byte with their spread."""
-    return with_spread([run["validation_loss"] for run in runs]), with_spread([run["bits_per_byte"] for run in runs], 4)
+def measured(rows: Sequence[Row]) -> list[str]:
+    """Which losses some run has: older ones lack those of new and of repeated tokens."""
+    return [loss for loss in LOSSES if any(loss in row for row in rows)]
+
+
+def losses(runs: Sequence[Row], which: Iterable[str]) -> list[str]:
+    """A model's losses with their spread; of one that a run lacks nothing is shown."""
+    return [
+        with_spread([run[loss] for run in runs], 4 if loss == "bits_per_byte" else 3)
+        if all(loss in run for run in runs)
+        else ""
+        for loss in which
+    ]
 
 
 def named(name: str, rows: Sequence[Row]) -> list[Row]:
