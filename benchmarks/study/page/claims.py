@@ -56,8 +56,12 @@ class Column(NamedTuple):
     loss: str
 
     def __str__(self) -> str:
-        size = millions(self.runs_of("dense")[0]["active_parameters"])
-        return f"{self.scale}, {size}" + (", new tokens" if self.loss == "new_loss" else "")
+        return f"{self.scale}, {millions(self.size)}" + (", new tokens" if self.loss == "new_loss" else "")
+
+    @property
+    def size(self) -> float:
+        """The dense model's active parameters."""
+        return self.runs_of("dense")[0]["active_parameters"]
 
     @property
     def scale(self) -> str:
@@ -87,6 +91,7 @@ def claims(folder: Path) -> str:
         for column in (Column(groups, loss) for loss in COMPARED)
         if all(runs and all(column.loss in run for run in runs) for runs in map(column.runs_of, (ULTRAMEM, "dense")))
     ]
+    columns.sort(key=lambda column: column.size)
     table = markdown_table(
         ["", "published", *map(str, columns)],
         [
