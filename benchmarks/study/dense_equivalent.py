@@ -1,7 +1,8 @@
 """Dense models of one to eight times the size on the same tokens: which of them is as good as a sparse model?
 
 The sparse models and the smallest dense one are those of `equal_compute`; the report interpolates between the best of
-each size. From the best learning rate of the smallest it falls with the root of the width, and half of that is tried.
+each size. The learning rate falls with the root of the width, from the best of the smallest; with the first seed half
+of that is tried, too.
 
 python -m benchmarks.study.dense_equivalent --data data/docs --scale gpu-15m
 """
@@ -11,7 +12,7 @@ from dataclasses import replace
 
 from benchmarks.study.command import main
 from benchmarks.study.learning_rates import EXPERIMENT as SWEEP
-from benchmarks.study.learning_rates import tuned
+from benchmarks.study.learning_rates import losses_by_rate, of_scale, tuned
 from benchmarks.study.results import Results
 from benchmarks.study.scales import Scale
 from ultramem.recipes.registry import with_model
@@ -28,8 +29,10 @@ def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> I
         dense = tuned(scale.fit(scale.recipe("dense"), tokens, seed=seed), rates, scale)
         for factor in FACTORS:
             larger = grown(dense, factor)
-            yield larger
-            yield with_half_the_rate(larger)
+            rivals = [larger, with_half_the_rate(larger)]
+            losses = losses_by_rate(of_scale(results.rows(), scale), larger.name)
+            tried = {rival.optimizer.learning_rate: rival for rival in rivals}
+            yield from [tried[min(tried, key=losses.__getitem__)]] if set(tried) <= set(losses) else rivals
 
 
 def grown(dense: TrainConfig, factor: int) -> TrainConfig:
@@ -56,7 +59,7 @@ def grown(dense: TrainConfig, factor: int) -> TrainConfig:
 
 
 def with_half_the_rate(config: TrainConfig) -> TrainConfig:
-    """Larger models are not swept; the width's root may be too little."""
+    """The same run at half the learning rate: larger models are not swept, and the width's root may be too little."""
     return replace(config, optimizer=replace(config.optimizer, learning_rate=config.optimizer.learning_rate / 2))
 
 

@@ -1,4 +1,4 @@
-"""Learning rates from short runs: the trunk's for each rival, then UltraMem's tables' multiple and its horizon.
+"""Learning rates from short runs: the trunk's for each rival, then both UltraMems' tables' multiple, its horizon.
 
 A rival is tried at the scale's rates; where the best of them is the highest or the lowest, at twice or half of it too.
 
@@ -18,7 +18,7 @@ from ultramem.train.config import TrainConfig
 EXPERIMENT = "learning_rates"
 SHARE_OF_TOKENS = 2  # a sweep's run is half as long
 RIVALS = ("dense", "ultramem", "moe", "pkm", "ultramem-v2", "memory-plus", "moe-fine")
-WITH_TABLES = ("ultramem", "ultramem-v2")  # whose multiples are tried
+TABLES_SWEPT = ("ultramem", "ultramem-v2")
 TABLE_MULTIPLIERS = (1.0, 3.0)  # beside the recipe's own
 MOST_RATES = 6
 
@@ -34,7 +34,7 @@ def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> I
             rates = trunk_rates(scale.learning_rates, losses)
             for rate in rates:
                 yield variant(scale, recipe, tokens, seed, learning_rate=rate)
-            if rival in WITH_TABLES and set(rates) <= set(losses):
+            if rival in TABLES_SWEPT and set(rates) <= set(losses):
                 best = min(rates, key=losses.__getitem__)
                 for start in TABLE_MULTIPLIERS:
                     yield variant(scale, recipe, tokens, seed, learning_rate=best, table_multiplier_start=start)

@@ -18,7 +18,7 @@ from benchmarks.study.page import (
 )
 from benchmarks.study.page.caveats import caveats
 from benchmarks.study.page.claims import claims
-from benchmarks.study.page.kept_runs import kept_runs
+from benchmarks.study.page.kept_runs import Kept, kept_runs
 from benchmarks.study.page.speed import speed
 from benchmarks.study.page.tables import Row, Section, by_scale, provenance
 from benchmarks.study.results import KEPT
@@ -75,7 +75,7 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
 
 def _section(part: ModuleType, rows: list[Row], kept: Path) -> Section:
     if part in BESIDE_RIVALS:
-        return part.section(rows, [row for row in kept_runs("equal_compute", kept) if row["scale"] == rows[0]["scale"]])
+        return part.section(rows, Kept(kept).of_scale("equal_compute", rows[0]["scale"]))
     return part.section(rows)
 
 

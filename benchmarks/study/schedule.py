@@ -89,9 +89,11 @@ class _Child:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that may be used and are there, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()  # obeys that variable
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(gpu) for gpu in range(torch.cuda.device_count())] if named is None else named.split(",")
+    names = map(str, range(count)) if named is None else map(str.strip, named.split(","))
+    return [*names][:count]
 
 
 def make(wanted: Callable[[], Iterable[Sequence[Wanted]]], *, side_by_side: int = 1, seconds: float = math.inf) -> bool:
@@ -123,7 +125,7 @@ def make(wanted: Callable[[], Iterable[Sequence[Wanted]]], *, side_by_side: int 
                 if runs := _next(wanted(), failed, busy, side_by_side, spared):
                     in_use = [child.gpu for child in children.values()]
                     gpu = min(gpus, key=in_use.count)
-                    receiver, process = start(runs, side_by_side, gpu)
+                    receiver, process = start(runs, side_by_side * len(gpus), gpu)
                     predicted = START_SECONDS + side_by_side * runs[0].seconds
                     children[receiver] = _Child(process, gpu, [*runs], time.monotonic(), predicted)
                     continue
@@ -180,7 +182,13 @@ def _next(
 
 
 def start(runs: Sequence[Wanted], side_by_side: int, gpu: str | None) -> tuple[Connection, BaseProcess]:
-    """Begin runs in a process of their own, which sends their rows one by one, or a traceback as text."""
+    """Begin runs in a process of their own, which sends their rows one by one, or a traceback as text.
+
+    Args:
+        runs: one after another.
+        side_by_side: how many processes the machine has in all: a row says so.
+        gpu: that alone they see; none leaves them what this process sees.
+    """
     receiver, sender = _PROCESSES.Pipe(duplex=False)
     process = _PROCESSES.Process(target=_train_while_wanted, args=(sender, runs, side_by_side, gpu))
     process.start()

@@ -62,7 +62,7 @@ VARIANTS: dict[str, Callable[[UltraMemConfig], dict[str, object]]] = {
 
 
 def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> Iterator[TrainConfig]:
-    """The recipe, then what differs in one way."""
+    """The recipe, then what differs in one way or two."""
     rates = results.of(SWEEP)
     for seed in seeds:
         ultramem = tuned(scale.fit(scale.recipe("ultramem"), tokens // SHARE_OF_TOKENS, seed=seed), rates, scale)

@@ -57,6 +57,9 @@ def test_an_experiment_runs_from_end_to_end(experiment, prepared, tiny_scale, in
         assert row["tokens"] == row["settings"]["steps"] * 64
         assert [point["tokens"] for point in row["training"]][-1] == row["tokens"]
         assert (row["memory"] is None) == (row["settings"]["model"]["memory"] is None)
+    if experiment is dense_equivalent:
+        rates = [row["settings"]["optimizer"]["learning_rate"] for row in rows if row["name"] == "cpu-dense-x2"]
+        assert rates[0] == 2 * rates[1]
     # The same command finds everything done.
     monkeypatch.setattr(schedule, "start", lambda *_: pytest.fail("it trains again"))
     assert make(experiment, prepared, tmp_path) == rows
@@ -70,7 +73,7 @@ def test_the_sweep_ends_when_every_best_rate_lies_between_others(
         losses = learning_rates.losses_by_rate(rows, f"cpu-{rival}")
         best = min(losses, key=losses.get)
         assert min(losses) < best < max(losses) or len(losses) == learning_rates.MOST_RATES
-    for rival in learning_rates.WITH_TABLES:
+    for rival in learning_rates.TABLES_SWEPT:
         tables = [row["settings"]["optimizer"] for row in rows if row["name"] == f"cpu-{rival}"]
         assert sum(optimizer["table_multiplier_start"] != 10 for optimizer in tables) == 2
         assert sum(optimizer["table_horizon_steps"] is not None for optimizer in tables) == 1

@@ -244,9 +244,8 @@ def test_runs_with_other_settings_stand_apart(kept):
     other["settings"]["optimizer"]["learning_rate"] = 0.5
     results.add(other)
     part, _ = report.study(kept)
-    lines = [line for line in part.splitlines() if '"equal-compute-gpu-25m-dense"' in line]
-    assert ["3.010 ± 0.010" in line for line in lines] == [True, False]
-    assert ["| 0.5 | 9.000 |" in line for line in lines] == [False, True]
+    assert line_of(part, "equal-compute-gpu-25m-dense")[3] == "3.010 ± 0.010"
+    (other,) = [line for line in part.splitlines() if line.startswith("| dense |") and "| 0.5 | 9.000 |" in line]
 
 
 def test_a_run_from_before_a_setting_came_stands_with_the_others(kept):
@@ -304,7 +303,8 @@ def test_caveats_are_what_the_kept_numbers_say(kept):
     results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     said = caveats(kept)
     assert (
-        "Ahead of UltraMem at equal compute and tokens: [moe](#equal-compute-gpu-25m-moe) at gpu-25m by 0.150" in said
+        "by the loss of new tokens where every model has it: [moe](#equal-compute-gpu-25m-moe) at gpu-25m by 0.150"
+        in said
     )
     assert "these are behind it" not in said
     for each in rows:
@@ -390,6 +390,7 @@ def test_a_size_of_dense_model_counts_with_its_best_rate(kept):
     part, _ = report.study(kept)
     assert part.count("| dense-x4 |") + part.count("></a>dense-x4 |") == 2
     assert line_of(part, "dense-equivalent-gpu-25m-dense-x4")[2] == "2.700"
+    assert "2.36 times its size" in claims(kept), "between 2.910 and 2.700"
 
 
 def test_no_size_is_said_where_larger_dense_models_are_not_better(kept):
@@ -409,6 +410,37 @@ def test_claims_stand_beside_what_was_seen(kept):
     assert seen["UltraMem beside product keys"] == "", "not measured"
     assert seen["UltraMem beside one with a 64th of the rows"] == "[-0.130](#table-size-gpu-25m-ultramem)"
     assert seen["UltraMem is as good as a dense model of"] == "[2.83 times its size](#equal-compute-gpu-25m-ultramem)"
+
+
+def test_new_tokens_are_compared_where_every_model_has_them(kept):
+    apart = {"repeated_loss": 0.5, "repeated_share": 0.2}
+
+    def add(experiment, name, loss, new_loss, **more):
+        each = row(f"gpu-15m-{name}", loss, scale="gpu-15m", new_loss=new_loss, **apart, **more)
+        Results(experiment, kept, kept).add(each)
+
+    for seed in range(3):
+        add("equal_compute", "dense", 3.0, 3.5, seed=seed, parameters=25e6)
+        add("equal_compute", "ultramem", 2.85, 3.4, seed=seed, parameters=1e9, recipe="gpu-15m-ultramem")
+    add("dense_equivalent", "dense-x2", 3.1, 3.3, parameters=50e6, active=50e6)
+    add("shape", "ultramem", 3.3, 3.6, recipe="gpu-15m-ultramem")
+    add("shape", "ultramem-no-skips", 3.2, 3.58, recipe="gpu-15m-ultramem")
+    header, _, beside_dense, *_ = [line.split("|") for line in claims(kept).splitlines() if line.startswith("|")]
+    column = header.index(" gpu-15m, 25M, new tokens ")
+    assert beside_dense[column].strip() == "**[-0.100 ± 0.000](#equal-compute-gpu-15m-ultramem)**"
+    part, _ = report.study(kept)
+    assert NO_SIZE.format("validation loss") in part
+    assert line_of(part, "as-good-gpu-15m-ultramem") == ["3.400", "35.4M", "1.41"]
+    assert line_of(part, "shape-gpu-15m-ultramem-no-skips")[1:5] == ["3.200", "-0.100", "3.580", "-0.020"]
+
+
+def test_of_two_settings_of_a_model_the_better_counts(kept):
+    again = row("gpu-25m-moe", 2.7, parameters=277e6, recipe="gpu-25m-moe")
+    again["settings"]["optimizer"]["learning_rate"] *= 2
+    Results("equal_compute", kept).add(again)
+    part, _ = report.study(kept)
+    assert line_of(part, "equal-compute-gpu-25m-moe")[3] == "2.700"
+    assert "| UltraMem beside experts | +0.04, -0.02, -0.06 at 151M, 680M, 1.6B | [+0.160]" in part
 
 
 def test_a_difference_within_its_error_is_not_bold(kept):

@@ -107,14 +107,28 @@ def test_each_gpu_has_as_many_and_a_run_takes_the_freest(monkeypatch, results):
     assert make(runs(results, a=1, b=1, c=1, d=1, e=1), side_by_side=2)
     assert world.begun == [("a", 0), ("b", 0), ("c", 0), ("d", 0), ("e", 2)]
     assert world.gpu_of == {"a": "2", "b": "5", "c": "2", "d": "5", "e": "5"}
+    assert {row["side_by_side"] for row in results.rows()} == {4}, "they share a host"
 
 
 def test_the_gpus_are_those_that_the_environment_names(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    monkeypatch.setattr(schedule.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1")
     assert schedule.visible_gpus() == ["3", "1"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(schedule.torch.cuda, "device_count", lambda: 2)
     assert schedule.visible_gpus() == ["0", "1"]
+    monkeypatch.setattr(schedule.torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert schedule.visible_gpus() == []
+
+
+def test_a_process_sees_its_gpu_alone(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    seen = []
+    monkeypatch.setattr(schedule, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(schedule, "train_and_send", lambda *_: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    for gpu in (None, "1"):
+        schedule._train_while_wanted(None, [], 2, gpu)
+    assert seen == ["0,1", "1"]
 
 
 def test_runs_of_one_model_follow_each_other_in_one_process(monkeypatch, results):

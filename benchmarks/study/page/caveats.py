@@ -99,14 +99,17 @@ def tuning(kept: Kept) -> str | None:
 
 def experts(kept: Kept) -> str | None:
     """Who is ahead of UltraMem at equal compute and tokens."""
-    ahead = [
-        f"{_link(runs)} by {mean_of(ultramem, 'validation_loss') - mean_of(runs, 'validation_loss'):.3f}"
-        for ultramem, groups in _beside(kept, "ultramem")
-        for runs in groups
-        if mean_of(runs, "validation_loss") < mean_of(ultramem, "validation_loss")
-    ]
+    ahead = []
+    for ultramem, groups in _beside(kept, "ultramem"):
+        told = "new_loss" if all("new_loss" in run for runs in groups for run in runs) else "validation_loss"
+        for runs in groups:
+            if (lead := mean_of(ultramem, told) - mean_of(runs, told)) > 0:
+                ahead.append(f"{_link(runs)} by {lead:.3f}")
+    if not ahead:
+        return None
     return (
-        f"**Where others lead.** Ahead of UltraMem at equal compute and tokens: {', '.join(ahead)}." if ahead else None
+        "**Where others lead.** Ahead of UltraMem at equal compute and tokens, by the loss of new tokens where every "
+        f"model has it: {', '.join(ahead)}."
     )
 
 
@@ -115,8 +118,11 @@ def equal_time(kept: Kept) -> str | None:
     behind = []
     for dense, groups in _beside(kept, "dense"):
         for runs in groups:
-            loss = loss_in(training_seconds(dense), runs)
-            if runs is not dense and loss is not None and loss > mean_of(dense, "validation_loss"):
+            seconds, its_own = training_seconds(dense), training_seconds(runs)
+            loss = loss_in(seconds, runs)
+            if loss is None or its_own <= seconds:
+                continue
+            if loss > mean_of(dense, "validation_loss"):
                 behind.append(f"{_link(runs)} by {loss - mean_of(dense, 'validation_loss'):.3f}")
     if not behind:
         return None
@@ -129,7 +135,7 @@ def equal_time(kept: Kept) -> str | None:
 def _beside(kept: Kept, name: str) -> Iterator[tuple[list[Row], list[list[Row]]]]:
     """At each scale one model's runs at equal compute, and all models'."""
     for of_scale in by_scale(kept.runs("equal_compute")):
-        groups = by_settings(of_scale)
+        groups = [*best_by_name(by_settings(of_scale)).values()]
         for runs in groups:
             if short_name(runs[0]) == name:
                 yield runs, groups

@@ -1,23 +1,24 @@
 """Do the claims hold? What the papers report of UltraMem beside others, and what the kept runs say, with links."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.study.ladder import PAPER
-from benchmarks.study.page.dense_equivalent import COMPARED, dense_points, dense_size_for, descending
+from benchmarks.study.page.dense_equivalent import as_good_as, dense_points, descending
 from benchmarks.study.page.kept_runs import Kept
 from benchmarks.study.page.speed import fastest_steps
 from benchmarks.study.page.tables import (
+    COMPARED,
     Row,
     anchor,
+    best_by_name,
     by_scale,
     by_settings,
     change,
     difference,
     markdown_table,
-    mean_of,
     millions,
+    named,
     short_name,
 )
 
@@ -33,7 +34,7 @@ class Claim(NamedTuple):
     published: str
 
 
-# UltraMem (arXiv 2411.12364) tables 1 and 2: training losses, the ladder's validation losses. UltraMemV2 (arXiv
+# UltraMem (arXiv 2411.12364): losses on C4 of table 1, beside product keys of the ladder, table 2. UltraMemV2 (arXiv
 # 2508.18756): evaluation losses of the open models, 227M active parameters of 1.2B.
 CLAIMS = (
     Claim("UltraMem beside the dense model", ULTRAMEM, "dense", "-0.29, -0.27, -0.25 at 151M, 680M, 1.6B"),
@@ -43,16 +44,17 @@ CLAIMS = (
     Claim("UltraMemV2 beside UltraMem", "ultramem-v2", ULTRAMEM, "-0.032 at 227M"),
 )
 WHAT_THE_TABLE_IS = (
-    "Losses at equal compute and equal tokens, the first model's minus the other's: as published, and here at each "
-    "scale, by the active parameters of its dense model, of all tokens or of those that cannot be copied; ± is the "
-    "standard error over seeds, and in bold is what exceeds it twice. Where no ± stands one of the two has one seed."
+    "A cell is the first model's loss minus the other's, at equal compute and equal tokens: as published, and as seen "
+    "here. A column is a scale, with the active parameters of its dense model; the loss is of all tokens, or of new "
+    "ones, which cannot be copied from their window. ± is the standard error over seeds, where both models have "
+    "several; two or three give it only roughly. What exceeds it twice is in bold."
 )
 
 
 class Column(NamedTuple):
-    """A scale's runs at equal compute, by model, and by which loss they are compared."""
+    """A scale's runs at equal compute by name, each model's best, and by which loss they are compared."""
 
-    groups: list[list[Row]]
+    groups: dict[str, list[Row]]
     loss: str
 
     def __str__(self) -> str:
@@ -66,11 +68,11 @@ class Column(NamedTuple):
     @property
     def scale(self) -> str:
         """Its name."""
-        return self.groups[0][0]["scale"]
+        return next(iter(self.groups.values()))[0]["scale"]
 
     def runs_of(self, name: str) -> list[Row]:
         """A model's runs, if there are any."""
-        return next((runs for runs in self.groups if short_name(runs[0]) == name), [])
+        return next((runs for runs in self.groups.values() if short_name(runs[0]) == name), [])
 
     def beside(self, runs: list[Row], others: list[Row], experiment: str) -> str:
         """What one model's loss is above the other's, with a link to its row; nothing where one was not measured."""
@@ -84,7 +86,7 @@ class Column(NamedTuple):
 def claims(folder: Path) -> str:
     """The table of losses, and a list of what else is claimed."""
     kept = Kept(folder)
-    scales = [by_settings(of_scale) for of_scale in by_scale(kept.runs("equal_compute"))]
+    scales = [best_by_name(by_settings(of_scale)) for of_scale in by_scale(kept.runs("equal_compute"))]
     columns = [
         column
         for groups in scales
@@ -102,8 +104,8 @@ def claims(folder: Path) -> str:
              *(_dense_size(kept, column) for column in columns)],
         ],
     )  # fmt: skip
-    said = [*_ladder(kept), *_decoding(kept)]
-    return f"{WHAT_THE_TABLE_IS}\n\n{table}\n" + "".join(f"- {sentence}\n" for sentence in said)
+    said = [_ladder(kept), _decoding(kept)]
+    return f"{WHAT_THE_TABLE_IS}\n\n{table}\n" + "".join(f"- {sentence}\n" for sentence in said if sentence)
 
 
 def _compared(column: Column, claim: Claim) -> str:
@@ -111,8 +113,8 @@ def _compared(column: Column, claim: Claim) -> str:
 
 
 def _more_rows(kept: Kept, column: Column) -> str:
-    fewest = [row for row in kept.of_scale("table_size", column.scale) if short_name(row) == f"{ULTRAMEM}-rows-x1"]
-    return column.beside(column.runs_of(ULTRAMEM), fewest, "table_size")
+    sizes = best_by_name(by_settings(named(f"{ULTRAMEM}-rows-x1", kept.of_scale("table_size", column.scale))))
+    return "".join(column.beside(column.runs_of(ULTRAMEM), fewest, "table_size") for fewest in sizes.values())
 
 
 def _dense_size(kept: Kept, column: Column) -> str:
@@ -124,30 +126,31 @@ def _dense_size(kept: Kept, column: Column) -> str:
     if not descending(points):
         return ""
     ultramem = column.runs_of(ULTRAMEM)
-    size = dense_size_for(mean_of(ultramem, column.loss), points)
-    said = size if isinstance(size, str) else f"{size / ultramem[0]['active_parameters']:.2f} times its size"
-    return f"[{said}](#{anchor('equal_compute', ultramem[0])})"
+    size, times = as_good_as(points, ultramem, column.loss)
+    return f"[{f'{times} times its size' if times else size}](#{anchor('equal_compute', ultramem[0])})"
 
 
-def _ladder(kept: Kept) -> Iterator[str]:
-    rows = kept.runs("ladder")
+def _ladder(kept: Kept) -> str | None:
+    """What all steps give together."""
     below, *_, above = PAPER
-    first, last = ([row for row in rows if short_name(row) == name] for name in (below, above))
-    if first and last:
-        published = PAPER[above] - PAPER[below]
-        yield (
-            f"From product keys to UltraMem, step by step: {published:+.3f} at 151M as published, "
-            f"[{difference(last, first, 'validation_loss')}](#{anchor('ladder', last[0])}) here."
-        )
+    first, last = (named(name, kept.runs("ladder")) for name in (below, above))
+    if not (first and last):
+        return None
+    return (
+        f"From product keys to UltraMem, step by step: {PAPER[above] - PAPER[below]:+.3f} at 151M as published, "
+        f"[{difference(last, first, 'validation_loss')}](#{anchor('ladder', last[0])}) here."
+    )
 
 
-def _decoding(kept: Kept) -> Iterator[str]:
+def _decoding(kept: Kept) -> str | None:
+    """How fast UltraMem decodes where experts are slowest."""
     steps = fastest_steps(kept.lines("decode"), ULTRAMEM)
-    if steps:
-        best = max(steps.values(), key=lambda line: float(line["moe_is_slower"]))
-        link = f"#decode-{best['batch']}"
-        yield (
-            "In decoding up to 6 times as fast as experts and nearly as fast as the dense model, as published at 1.6B; "
-            f"here, at batch {best['batch']}, [{float(best['moe_is_slower']):.1f} times]({link}) and "
-            f"[{float(best['of_dense']):.2f} of the dense model's time]({link})."
-        )
+    if not steps:
+        return None
+    best = max(steps.values(), key=lambda line: float(line["moe_is_slower"]))
+    link = f"#decode-{best['batch']}"
+    return (
+        "In decoding up to 6 times as fast as experts and nearly as fast as the dense model, as published at 1.6B; "
+        f"here, at batch {best['batch']}, [{float(best['moe_is_slower']):.1f} times]({link}) and "
+        f"[{float(best['of_dense']):.2f} of the dense model's time]({link})."
+    )

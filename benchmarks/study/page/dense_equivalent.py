@@ -6,6 +6,7 @@ from math import log2
 
 from benchmarks.study.page.picture import picture
 from benchmarks.study.page.tables import (
+    COMPARED,
     LOSSES,
     Row,
     Section,
@@ -29,8 +30,7 @@ EXPLANATION = (
     "Larger dense models on the same tokens, beside those of equal compute; where larger ones are better, the size "
     "between two of them is interpolated."
 )
-COMPARED = ("validation_loss", "new_loss")
-NO_SIZE = "A larger dense model did not always end with a lower {}: it does not tell a size here, none is given.\n"
+NO_SIZE = "A larger dense model did not always end with a lower {}: so this loss tells no size here.\n"
 
 
 def section(rows: list[Row], rivals: list[Row]) -> Section:
@@ -38,7 +38,11 @@ def section(rows: list[Row], rivals: list[Row]) -> Section:
     dense = [*rows, *named("dense", rivals)]
     sizes = sorted(by_settings(dense), key=lambda runs: (runs[0]["parameters"], learning_rate(runs[0])))
     best = best_by_name(sizes)
-    sparse = [runs for runs in by_settings(rivals) if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]]
+    sparse = [
+        runs
+        for runs in best_by_name(by_settings(rivals)).values()
+        if runs[0]["parameters"] > 2 * runs[0]["active_parameters"]
+    ]
     which = measured(dense)
     text = markdown_table(
         ["dense model", "parameters", "learning rate", *(LOSSES[loss] for loss in which), "ms a step", "seeds"],
@@ -55,20 +59,18 @@ def section(rows: list[Row], rivals: list[Row]) -> Section:
             for name in [short_name(runs[0])]
         ],
     )  # fmt: skip
-    if sparse and rows:
-        told = [loss for loss in COMPARED if all(loss in run for run in [*dense, *rivals])]
+    told = [loss for loss in COMPARED if all(loss in run for run in [*dense, *rivals])]
+    if sparse:
         text += "".join(f"\n{_as_good(sparse, dense_points(dense, loss), loss)}" for loss in told)
-    points = dense_points(dense)
+    loss = told[-1]
+    points = dense_points(dense, loss)
     plot = picture(
         [
             Series("dense", points),
-            *(
-                Series(short_name(runs[0]), [(runs[0]["active_parameters"], mean_of(runs, "validation_loss"))])
-                for runs in sparse
-            ),
+            *(Series(short_name(runs[0]), [(runs[0]["active_parameters"], mean_of(runs, loss))]) for runs in sparse),
         ],
         x_label="active parameters",
-        y_label="validation loss",
+        y_label=LOSSES[loss],
     )
     return Section(text, {"dense_equivalent.svg": plot})
 
@@ -79,13 +81,20 @@ def _as_good(sparse: list[list[Row]], points: list[tuple[float, float]], loss: s
         return NO_SIZE.format(LOSSES[loss])
     return markdown_table(
         ["sparse model", LOSSES[loss], "as good as a dense model of", "times its active parameters"],
-        [[short_name(runs[0]), f"{mean_of(runs, loss):.3f}", *_equivalent(points, runs, loss)] for runs in sparse],
+        [
+            [
+                anchored("as_good", runs[0], short_name(runs[0])) if loss == "new_loss" else short_name(runs[0]),
+                f"{mean_of(runs, loss):.3f}",
+                *as_good_as(points, runs, loss),
+            ]
+            for runs in sparse
+        ],
     )
 
 
 def dense_points(rows: Sequence[Row], loss: str = "validation_loss") -> list[tuple[float, float]]:
-    """The dense sizes, ascending, each with its mean loss at the learning rate that is best in validation."""
-    best = best_by_name(by_settings(rows)).values()
+    """The dense sizes, ascending, each with its mean loss at the learning rate that is best by it."""
+    best = best_by_name(by_settings(rows), loss).values()
     return sorted((runs[0]["active_parameters"], mean_of(runs, loss)) for runs in best)
 
 
@@ -94,8 +103,8 @@ def descending(points: Sequence[tuple[float, float]]) -> bool:
     return all(loss > larger for (_, loss), (_, larger) in pairwise(points))
 
 
-def _equivalent(points: list[tuple[float, float]], runs: list[Row], loss: str) -> tuple[str, str]:
-    """Log-linear interpolation between the dense sizes; beyond them no more than the bound is said."""
+def as_good_as(points: list[tuple[float, float]], runs: list[Row], loss: str) -> tuple[str, str]:
+    """The dense model's size, and how many times its own that is, log-linear between two; beyond them a bound."""
     size = dense_size_for(mean_of(runs, loss), points)
     if isinstance(size, str):
         return size, ""
@@ -103,7 +112,11 @@ def _equivalent(points: list[tuple[float, float]], runs: list[Row], loss: str) -
 
 
 def dense_size_for(loss: float, points: Sequence[tuple[float, float]]) -> float | str:
-    """The parameters of the dense model of this loss, between sizes `(parameters, loss)` in ascending order.
+    """The parameters of the dense model of this loss, or what is said beyond all sizes.
+
+    Args:
+        loss: to reach.
+        points: sizes `(parameters, loss)`, ascending, their losses descending.
 
     Example:
         >>> dense_size_for(2.5, [(10.0, 3.0), (1000.0, 2.0)])
@@ -113,6 +126,5 @@ def dense_size_for(loss: float, points: Sequence[tuple[float, float]]) -> float 
         return f"less than {millions(points[0][0])}"
     for (size, high), (next_size, low) in pairwise(points):
         if low <= loss <= high:
-            share = (high - loss) / (high - low) if high > low else 0.0
-            return size * 2 ** (share * log2(next_size / size))
+            return size * 2 ** ((high - loss) / (high - low) * log2(next_size / size))
     return f"more than {millions(points[-1][0])}"

@@ -11,6 +11,7 @@ from benchmarks.study.page.tables import (
     Row,
     Section,
     anchored,
+    best_by_name,
     by_settings,
     losses,
     markdown_table,
@@ -37,13 +38,14 @@ def section(rows: list[Row]) -> Section:
     groups = by_settings(rows)
     dense = next(runs for runs in groups if kind_of(runs[0]) == "dense")
     in_dense_time = [loss_in(training_seconds(dense), runs) for runs in groups]
+    best = best_by_name(groups)
     which = measured(rows)
     table = markdown_table(
         ["model", "parameters", "FLOPs", "learning rate", *(LOSSES[loss] for loss in which), "training loss",
          "ms a step", "loss in the dense model's time", "seeds"],
         [
             [
-                anchored("equal_compute", runs[0], short_name(runs[0])),
+                anchored("equal_compute", runs[0], name) if runs is best[runs[0]["name"]] else name,
                 millions(runs[0]["parameters"]),
                 f"{runs[0]['flops_per_token'] / dense[0]['flops_per_token']:.3f}",
                 f"{runs[0]['settings']['optimizer']['learning_rate']:g}",
@@ -54,6 +56,7 @@ def section(rows: list[Row]) -> Section:
                 str(len(runs)),
             ]
             for runs, loss in zip(groups, in_dense_time, strict=True)
+            for name in [short_name(runs[0])]
         ],
     )  # fmt: skip
     curves = {

@@ -1,6 +1,7 @@
 """UltraMem's shape, one variant beside another."""
 
 from benchmarks.study.page.tables import (
+    COMPARED,
     LOSSES,
     Row,
     Section,
@@ -15,8 +16,8 @@ from benchmarks.study.page.tables import (
 
 TITLE = "UltraMem's shape"
 EXPLANATION = (
-    "The recipe, and what differs from it in one way, at equal compute and with tables of the same size; runs half as "
-    "long. Rows read and the outputs' standard deviation are of validation at the end, the mean over memories."
+    "The recipe, and what differs from it in one way or two, at equal compute and with tables of the same size; runs "
+    "half as long. Rows read and the outputs' standard deviation are of validation at the end, the mean over memories."
 )
 
 
@@ -24,7 +25,7 @@ def section(rows: list[Row]) -> Section:
     """The recipe, and every variant beside it."""
     groups = sorted(by_settings(rows), key=lambda runs: short_name(runs[0]) != "ultramem")
     recipe = groups[0]
-    which = [loss for loss in ("validation_loss", "new_loss") if all(loss in row for row in rows)]
+    which = [loss for loss in COMPARED if all(loss in row for row in rows)]
     text = markdown_table(
         ["UltraMem", "FLOPs", *(title for loss in which for title in (LOSSES[loss], "beside the recipe")),
          "rows read in validation", "outputs", "seeds"],

@@ -17,6 +17,7 @@ LOSSES = {
     "new_loss": "loss of new tokens",
     "repeated_loss": "of repeated tokens",
 }
+COMPARED = ("validation_loss", "new_loss")  # what models are set beside each other by
 
 
 class Section(NamedTuple):
@@ -153,11 +154,12 @@ def learning_rate(row: Row) -> float:
     return row["settings"]["optimizer"]["learning_rate"]
 
 
-def best_by_name(groups: Sequence[list[Row]]) -> dict[str, list[Row]]:
-    """By name the runs with the lowest mean loss of those with other settings."""
+def best_by_name(groups: Iterable[list[Row]], loss: str = "validation_loss") -> dict[str, list[Row]]:
+    """By name, in the order of `groups`, the runs with the lowest mean loss of those with other settings."""
     best: dict[str, list[Row]] = {}
-    for runs in sorted(groups, key=lambda runs: mean_of(runs, "validation_loss")):
-        best.setdefault(runs[0]["name"], runs)
+    for runs in groups:
+        name = runs[0]["name"]
+        best[name] = min(best.get(name, runs), runs, key=lambda several: mean_of(several, loss))
     return best
 
 
