@@ -54,7 +54,9 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, help="folder made by `ultramem prepare`")
     parser.add_argument("--out", type=Path, default=KEPT, help="folder of the results; begins with what is kept")
     parser.add_argument("--seconds", type=float, default=math.inf, help="end within this time")
-    parser.add_argument("--side-by-side", type=int, default=1, help="how many models at a time on each GPU")
+    parser.add_argument(
+        "--side-by-side", type=int, default=1, help="how many models at a time on each GPU, or on the CPU"
+    )
     return parser
 
 

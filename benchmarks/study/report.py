@@ -18,7 +18,7 @@ from benchmarks.study.page import (
 )
 from benchmarks.study.page.caveats import caveats
 from benchmarks.study.page.claims import claims
-from benchmarks.study.page.kept_runs import Kept, kept_runs
+from benchmarks.study.page.kept_runs import Kept
 from benchmarks.study.page.speed import speed
 from benchmarks.study.page.tables import Row, Section, by_scale, provenance
 from benchmarks.study.results import KEPT
@@ -49,7 +49,7 @@ def study(kept: Path = KEPT) -> tuple[str, dict[str, str]]:
     plots: dict[str, str] = {}
     for experiment, part in PARTS.items():
         command = f"`python -m benchmarks.study.{experiment}`"
-        rows = kept_runs(experiment, kept)
+        rows = Kept(kept).runs(experiment)
         if not rows:
             parts.append(f"### {part.TITLE}\n\n{part.EXPLANATION} {NOT_MEASURED}: {command}.\n")
         for of_scale in by_scale(rows):

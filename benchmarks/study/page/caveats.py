@@ -9,7 +9,17 @@ from benchmarks.study.page.equal_compute import loss_in, training_seconds
 from benchmarks.study.page.kept_runs import Kept
 from benchmarks.study.page.knowledge import mean_stored, rival_of
 from benchmarks.study.page.speed import fastest_steps
-from benchmarks.study.page.tables import Row, anchor, best_by_name, by_name, by_scale, by_settings, mean_of, short_name
+from benchmarks.study.page.tables import (
+    Row,
+    anchor,
+    best_by_name,
+    by_name,
+    by_scale,
+    by_settings,
+    compared,
+    mean_of,
+    short_name,
+)
 
 
 def training_time(kept: Kept) -> str | None:
@@ -101,7 +111,7 @@ def experts(kept: Kept) -> str | None:
     """Who is ahead of UltraMem at equal compute and tokens."""
     ahead = []
     for ultramem, groups in _beside(kept, "ultramem"):
-        told = "new_loss" if all("new_loss" in run for runs in groups for run in runs) else "validation_loss"
+        told = compared([run for runs in groups for run in runs])[-1]
         for runs in groups:
             if (lead := mean_of(ultramem, told) - mean_of(runs, told)) > 0:
                 ahead.append(f"{_link(runs)} by {lead:.3f}")
@@ -117,12 +127,11 @@ def equal_time(kept: Kept) -> str | None:
     """Who is behind the dense model when it has ended."""
     behind = []
     for dense, groups in _beside(kept, "dense"):
+        end = training_seconds(dense)
         for runs in groups:
-            seconds, its_own = training_seconds(dense), training_seconds(runs)
-            loss = loss_in(seconds, runs)
-            if loss is None or its_own <= seconds:
-                continue
-            if loss > mean_of(dense, "validation_loss"):
+            loss = loss_in(end, runs)
+            # What is faster has ended, too: it is compared at equal compute.
+            if loss is not None and training_seconds(runs) > end and loss > mean_of(dense, "validation_loss"):
                 behind.append(f"{_link(runs)} by {loss - mean_of(dense, 'validation_loss'):.3f}")
     if not behind:
         return None

@@ -8,13 +8,13 @@ from benchmarks.study.page.dense_equivalent import as_good_as, dense_points, des
 from benchmarks.study.page.kept_runs import Kept
 from benchmarks.study.page.speed import fastest_steps
 from benchmarks.study.page.tables import (
-    COMPARED,
     Row,
     anchor,
     best_by_name,
     by_scale,
     by_settings,
     change,
+    compared,
     difference,
     markdown_table,
     millions,
@@ -86,14 +86,7 @@ class Column(NamedTuple):
 def claims(folder: Path) -> str:
     """The table of losses, and a list of what else is claimed."""
     kept = Kept(folder)
-    scales = [best_by_name(by_settings(of_scale)) for of_scale in by_scale(kept.runs("equal_compute"))]
-    columns = [
-        column
-        for groups in scales
-        for column in (Column(groups, loss) for loss in COMPARED)
-        if all(runs and all(column.loss in run for run in runs) for runs in map(column.runs_of, (ULTRAMEM, "dense")))
-    ]
-    columns.sort(key=lambda column: column.size)
+    columns = _columns(kept)
     table = markdown_table(
         ["", "published", *map(str, columns)],
         [
@@ -106,6 +99,17 @@ def claims(folder: Path) -> str:
     )  # fmt: skip
     said = [_ladder(kept), _decoding(kept)]
     return f"{WHAT_THE_TABLE_IS}\n\n{table}\n" + "".join(f"- {sentence}\n" for sentence in said if sentence)
+
+
+def _columns(kept: Kept) -> list[Column]:
+    """The scales of UltraMem and a dense model, the smallest first, by each loss that both have."""
+    columns = []
+    for of_scale in by_scale(kept.runs("equal_compute")):
+        ultramem, dense = (named(name, of_scale) for name in (ULTRAMEM, "dense"))
+        if ultramem and dense:
+            groups = best_by_name(by_settings(of_scale))
+            columns += [Column(groups, loss) for loss in compared([*ultramem, *dense])]
+    return sorted(columns, key=lambda column: column.size)
 
 
 def _compared(column: Column, claim: Claim) -> str:

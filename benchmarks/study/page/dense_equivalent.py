@@ -6,13 +6,13 @@ from math import log2
 
 from benchmarks.study.page.picture import picture
 from benchmarks.study.page.tables import (
-    COMPARED,
     LOSSES,
     Row,
     Section,
     anchored,
     best_by_name,
     by_settings,
+    compared,
     learning_rate,
     losses,
     markdown_table,
@@ -59,7 +59,7 @@ def section(rows: list[Row], rivals: list[Row]) -> Section:
             for name in [short_name(runs[0])]
         ],
     )  # fmt: skip
-    told = [loss for loss in COMPARED if all(loss in run for run in [*dense, *rivals])]
+    told = compared([*dense, *rivals])
     if sparse:
         text += "".join(f"\n{_as_good(sparse, dense_points(dense, loss), loss)}" for loss in told)
     loss = told[-1]

@@ -10,12 +10,6 @@ from benchmarks.study.results import Results
 from benchmarks.study.step_time import EXPERIMENT as STEP_TIME
 
 
-def kept_runs(experiment: str, folder: Path) -> list[Row]:
-    """The rows of an experiment, a step's time that which `step_time` has measured, if it has."""
-    results = Results(experiment, folder, folder)
-    return with_step_times(results.rows(), results.of(STEP_TIME))
-
-
 def with_step_times(rows: Sequence[Row], times: Sequence[Row]) -> list[Row]:
     """Give runs, which others slowed down, the time of a step of their model alone, where it was measured."""
     return [row | next((_timed(row, time) for time in times if _same_step(row, time)), {}) for row in rows]
@@ -38,8 +32,9 @@ class Kept(NamedTuple):
     folder: Path
 
     def runs(self, experiment: str) -> list[Row]:
-        """Runs of one experiment."""
-        return kept_runs(experiment, self.folder)
+        """Runs of one experiment, a step's time that which `step_time` has measured, if it has."""
+        results = Results(experiment, self.folder, self.folder)
+        return with_step_times(results.rows(), results.of(STEP_TIME))
 
     def of_scale(self, experiment: str, scale: str) -> list[Row]:
         """Those of one scale."""

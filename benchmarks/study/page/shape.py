@@ -1,12 +1,12 @@
 """UltraMem's shape, one variant beside another."""
 
 from benchmarks.study.page.tables import (
-    COMPARED,
     LOSSES,
     Row,
     Section,
     anchored,
     by_settings,
+    compared,
     difference,
     losses,
     markdown_table,
@@ -25,7 +25,7 @@ def section(rows: list[Row]) -> Section:
     """The recipe, and every variant beside it."""
     groups = sorted(by_settings(rows), key=lambda runs: short_name(runs[0]) != "ultramem")
     recipe = groups[0]
-    which = [loss for loss in COMPARED if all(loss in row for row in rows)]
+    which = compared(rows)
     text = markdown_table(
         ["UltraMem", "FLOPs", *(title for loss in which for title in (LOSSES[loss], "beside the recipe")),
          "rows read in validation", "outputs", "seeds"],

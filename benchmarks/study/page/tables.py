@@ -17,7 +17,6 @@ LOSSES = {
     "new_loss": "loss of new tokens",
     "repeated_loss": "of repeated tokens",
 }
-COMPARED = ("validation_loss", "new_loss")  # what models are set beside each other by
 
 
 class Section(NamedTuple):
@@ -127,6 +126,11 @@ def short_name(row: Row) -> str:
 def measured(rows: Sequence[Row]) -> list[str]:
     """Which losses some run has: older ones lack those of new and of repeated tokens."""
     return [loss for loss in LOSSES if any(loss in row for row in rows)]
+
+
+def compared(rows: Sequence[Row]) -> list[str]:
+    """The losses by which models may be set beside each other: every run has them; the last tells most."""
+    return [loss for loss in ("validation_loss", "new_loss") if all(loss in row for row in rows)]
 
 
 def losses(runs: Sequence[Row], which: Iterable[str]) -> list[str]:
