@@ -313,6 +313,11 @@ def test_caveats_are_what_the_kept_numbers_say(kept):
                 point["loss"] += 1
     results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     assert "[ultramem](#equal-compute-gpu-25m-ultramem) at gpu-25m by 0.9" in caveats(kept)
+    for each in rows:
+        if each["name"].endswith("ultramem"):
+            each["seconds_per_step"] = 0.01
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    assert "these are behind it" not in caveats(kept), "what is faster has ended before"
 
 
 def test_who_stores_more_facts_is_said_of_every_models_best_rate(kept):
