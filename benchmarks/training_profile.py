@@ -1,8 +1,8 @@
 """Where the time of a training step goes, eager and compiled: ``python -m benchmarks.training_profile``.
 
-Dense and UltraMem models of 25M and 151M, 32,768 tokens a step, with the trainer's deterministic kernels. First every
-part of a step is timed, unprofiled; then one step is profiled, part by part. `training_profile.csv` has a row a model,
-`training_kernels.csv` the kernels that took most of each part.
+Dense, UltraMem and expert models of 25M, the first two of 151M too, 32,768 tokens a step, with the trainer's
+deterministic kernels. First every part of a step is timed, unprofiled; then one step is profiled, part by part.
+`training_profile.csv` has a row a model, `training_kernels.csv` the kernels that took most of each part.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from ultramem.train.determinism import deterministic_algorithms
 VARIANTS = {
     "dense-25m": Variant("gpu-25m-dense", length=512),
     "ultramem-25m": Variant("gpu-25m-ultramem", length=512),
+    "moe-25m": Variant("gpu-25m-moe", length=512),
     "dense-151m": Variant("dense-151m"),
     "ultramem-151m": Variant("ultramem-151m-x12", torch.bfloat16, "small"),
 }
