@@ -18,7 +18,7 @@ from ultramem.train.config import TrainConfig
 
 EXPERIMENT = "equal_compute"
 SEEDS = (0, 1, 2)
-RIVALS = ("dense", "moe", "ultramem", "pkm", "moe-fine", "ultramem-v2", "memory-plus")
+RIVALS = ("dense", "moe", "ultramem", "pkm", "moe-fine", "ultramem-v2", "memory-plus", "ultramem-simple")
 
 
 def runs(

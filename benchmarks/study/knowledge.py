@@ -1,4 +1,4 @@
-"""How many facts does a model store? Synthetic biographies, dense against experts, product keys and UltraMem.
+"""How many facts does a model store? Synthetic biographies, dense against experts and the memory layers.
 
 All rivals have equal compute, and each its best learning rate of those that are tried with the fewest people. Every
 person is told of a hundred times, whatever their number, and in as many steps: twice as many people are told of in
@@ -51,6 +51,20 @@ RIVALS = {
         "memory_units": ["1:2"],
         "memory_num_keys": 88,
         "memory_key_size": 32,
+        "memory_value_size": 64,
+    },
+    "ultramem-simple": {
+        "intermediate_size": 104,
+        "memory_units": ["1:1", "2:2"],
+        "memory_num_keys": 62,
+        "memory_key_size": 32,
+        "memory_value_size": 64,
+    },
+    "memory-plus": {
+        "intermediate_size": 96,
+        "memory_units": ["1:1", "2:2"],
+        "memory_num_keys": 88,
+        "memory_key_size": 16,
         "memory_value_size": 64,
     },
 }

@@ -17,7 +17,7 @@ from ultramem.train.config import TrainConfig
 
 EXPERIMENT = "learning_rates"
 SHARE_OF_TOKENS = 2  # a sweep's run is half as long
-RIVALS = ("dense", "ultramem", "moe", "pkm", "ultramem-v2", "memory-plus", "moe-fine")
+RIVALS = ("dense", "ultramem", "moe", "pkm", "ultramem-v2", "memory-plus", "moe-fine", "ultramem-simple")
 TABLES_SWEPT = ("ultramem", "ultramem-v2")
 TABLE_MULTIPLIERS = (1.0, 3.0)  # beside the recipe's own
 MOST_RATES = 6

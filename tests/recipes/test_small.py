@@ -4,7 +4,7 @@ from ultramem import recipes
 from ultramem.accounting import count_active_parameters, count_flops, count_parameters
 
 FAMILIES = ("cpu", "gpu-15m", "gpu-25m", "gpu-100m")
-RIVALS = ("dense", "moe", "moe-fine", "pkm", "memory-plus", "ultramem", "ultramem-v2", "peer")
+RIVALS = ("dense", "moe", "moe-fine", "pkm", "memory-plus", "ultramem", "ultramem-simple", "ultramem-v2", "peer")
 
 
 def family(name):

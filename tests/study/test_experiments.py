@@ -29,7 +29,7 @@ from ultramem.train.trainer import Trainer, TrainingError
 pytestmark = pytest.mark.usefixtures("nothing_kept")
 
 EXPERIMENTS = {
-    equal_compute: 3 * 7,
+    equal_compute: 3 * 8,
     dense_equivalent: 2 * 3,
     table_size: 3,
     ladder: 18,

@@ -121,7 +121,7 @@ def test_the_experiment_runs_from_end_to_end(tmp_path, monkeypatch, in_this_proc
     arguments = ["--data", str(tmp_path / "people"), "--out", str(tmp_path / "out"), "--people", "6", "8"]
     knowledge.main(arguments)
     rows = Results(knowledge.EXPERIMENT, tmp_path / "out", tmp_path / "none").rows()
-    assert all(row["afterwards"]["persons"] == int(row["name"].split("-")[1]) for row in rows)
+    assert all(row["afterwards"]["persons"] == int(row["name"].split("-")[-2]) for row in rows)
     assert json.loads(json.dumps(rows)) == rows
     for name in knowledge.RIVALS:
         fewest = {_rate(row): row["validation_loss"] for row in rows if row["name"] == f"{name}-6-people"}

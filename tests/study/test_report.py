@@ -18,6 +18,8 @@ from tests.anchors import anchors
 from ultramem import recipes
 from ultramem.train.config_json import config_to_dict
 
+HEALTH = {"rows_read": 0.5, "top_percent_share": 0.3, "kl_from_uniform": 1.25, "output_std": 2.0}
+
 
 def row(name, loss, *, seed=0, parameters=100e6, active=25e6, scale="gpu-25m", recipe="gpu-25m-dense", **more):
     """A finished run as `train_and_measure` describes it."""
@@ -37,7 +39,7 @@ def row(name, loss, *, seed=0, parameters=100e6, active=25e6, scale="gpu-25m", r
         "flops_per_token": 50e6,
         "seconds_per_step": 0.02,
         "validation": points,
-        "memory": None if config.model.memory is None else {"1:3": {"rows_read": 0.5, "output_std": 2.0}},
+        "memory": None if config.model.memory is None else {"1:3": HEALTH},
         "settings": config_to_dict(config),
         "data": {"training_tokens": 1000, "vocabulary": 16384},
         "hardware": "a machine",
@@ -291,6 +293,17 @@ def test_answers_stand_beside_guessing_and_their_noise(kept):
     assert "| ultramem | 40.0 ± 2.0 | 1 |" in part
 
 
+def test_the_health_of_memories_is_the_mean_over_them_and_seeds(kept):
+    assert "| ultramem | 1 | 50% | 30% | 1.25 | 2.00 |" in report.study(kept)[0]
+    results = Results("equal_compute", kept)
+    rows = results.rows()
+    for each in rows:
+        if each["name"] == "gpu-25m-ultramem" and each["seed"] == 0:
+            each["memory"] = {"1:3": HEALTH | {"rows_read": 0.2}, "4:6": HEALTH | {"rows_read": 0.4}}
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    assert "| ultramem | 2 | 40% | 30% | 1.25 | 2.00 |" in report.study(kept)[0]
+
+
 def test_caveats_are_what_the_kept_numbers_say(kept):
     assert "Where others lead" not in caveats(kept)
     results = Results("equal_compute", kept)
@@ -415,6 +428,10 @@ def test_claims_stand_beside_what_was_seen(kept):
     assert seen["UltraMem beside product keys"] == "", "not measured"
     assert seen["UltraMem beside one with a 64th of the rows"] == "[-0.130](#table-size-gpu-25m-ultramem)"
     assert seen["UltraMem is as good as a dense model of"] == "[2.83 times its size](#equal-compute-gpu-25m-ultramem)"
+    assert seen["UltraMem without skips and expansion is as good as a dense model of"] == "", "not measured"
+    simple = row("gpu-25m-ultramem-simple", 2.76, parameters=277e6, recipe="gpu-25m-ultramem-simple")
+    Results("equal_compute", kept, kept).add(simple)
+    assert "[5.66 times its size](#equal-compute-gpu-25m-ultramem-simple)" in claims(kept)
 
 
 def test_new_tokens_are_compared_where_every_model_has_them(kept):

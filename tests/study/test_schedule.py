@@ -309,5 +309,5 @@ def test_the_list_counts_every_run_once(tmp_path, capsys):
     plan.main(["--data", "none", "--people", "none", "--out", str(tmp_path), "--list"])
     lines = capsys.readouterr().out.splitlines()
     counts = [line.split()[1:3] for line in lines if line.startswith("equal_compute")]
-    assert counts == [["7", "runs"], ["14", "runs"]], "the other seeds come after the other experiments"
+    assert counts == [["8", "runs"], ["16", "runs"]], "the other seeds come after the other experiments"
     assert lines[-1].endswith("s in all, one after another")

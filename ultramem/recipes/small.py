@@ -5,8 +5,9 @@ equal within 2 percent, reached so: the trunks of models with memory have a smal
 dense model's; the active experts are together as wide as the dense inner size. The sparse models have about the
 same number of parameters, about ten times the dense model's: that is why eight fine-grained experts are chosen of four
 times as many as two coarse ones are, and not, as OLMoE chooses them, of 64. `cpu-ultramem` has one head of 32 slots
-where the paper has two of 42, and rows as wide as the hidden size: in a run of minutes this learns fastest (see
-docs/results.md).
+where the paper has two of 42, and rows as wide as the hidden size: in a run of minutes this learns fastest. `-simple`
+is UltraMem whose units read and add at one block, in the middle of the paper's skip, and whose rows are not expanded:
+in runs of up to an epoch it is ahead of the paper's shape (see docs/results.md).
 """
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
@@ -29,6 +30,10 @@ def _memory_plus(trunk: TrainConfig, units: list[str], num_keys: int, key_size: 
         memory_expansion=1,
         memory_query_conv_size=0,
     )
+
+
+def _simple(ultramem: TrainConfig, units: list[str], intermediate_size: int) -> TrainConfig:
+    return with_model(ultramem, intermediate_size=intermediate_size, memory_units=units, memory_expansion=1)
 
 
 def _peer(trunk: TrainConfig, unit: str, num_keys: int, key_size: int, num_heads: int) -> TrainConfig:
@@ -115,6 +120,12 @@ def cpu_ultramem() -> TrainConfig:
         memory_num_heads=1,
         memory_top_k=32,
     )
+
+
+@RECIPES.add("cpu-ultramem-simple")
+def cpu_ultramem_simple() -> TrainConfig:
+    """UltraMem without skips and expansion, at the compute of cpu-dense."""
+    return _simple(cpu_ultramem(), ["1:1", "3:3", "5:5"], intermediate_size=368)
 
 
 @RECIPES.add("cpu-memory-plus")
@@ -204,6 +215,12 @@ def gpu_15m_ultramem() -> TrainConfig:
     )
 
 
+@RECIPES.add("gpu-15m-ultramem-simple")
+def gpu_15m_ultramem_simple() -> TrainConfig:
+    """UltraMem without skips and expansion, at the compute of gpu-15m-dense."""
+    return _simple(gpu_15m_ultramem(), ["2:2", "5:5", "7:7"], intermediate_size=928)
+
+
 @RECIPES.add("gpu-15m-memory-plus")
 def gpu_15m_memory_plus() -> TrainConfig:
     """Memory+, three layers that share one table, at the compute of gpu-15m-dense."""
@@ -291,6 +308,12 @@ def gpu_25m_ultramem() -> TrainConfig:
     )
 
 
+@RECIPES.add("gpu-25m-ultramem-simple")
+def gpu_25m_ultramem_simple() -> TrainConfig:
+    """UltraMem without skips and expansion, at the compute of gpu-25m-dense."""
+    return _simple(gpu_25m_ultramem(), ["2:2", "5:5", "7:7"], intermediate_size=1232)
+
+
 @RECIPES.add("gpu-25m-memory-plus")
 def gpu_25m_memory_plus() -> TrainConfig:
     """Memory+, three layers that share one table, at the compute of gpu-25m-dense."""
@@ -376,6 +399,12 @@ def gpu_100m_ultramem() -> TrainConfig:
         memory_value_size=384,
         memory_top_k=32,
     )
+
+
+@RECIPES.add("gpu-100m-ultramem-simple")
+def gpu_100m_ultramem_simple() -> TrainConfig:
+    """UltraMem without skips and expansion, at the compute of gpu-100m-dense."""
+    return _simple(gpu_100m_ultramem(), ["4:4", "7:7", "10:10"], intermediate_size=2416)
 
 
 @RECIPES.add("gpu-100m-memory-plus")

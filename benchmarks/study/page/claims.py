@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.study.ladder import PAPER
+from benchmarks.study.ladder import PAPER, PAPER_ALONE
 from benchmarks.study.page.dense_equivalent import as_good_as, dense_points, descending
 from benchmarks.study.page.kept_runs import Kept
 from benchmarks.study.page.speed import fastest_steps
@@ -22,7 +22,7 @@ from benchmarks.study.page.tables import (
     short_name,
 )
 
-ULTRAMEM = "ultramem"
+ULTRAMEM, SIMPLE = "ultramem", "ultramem-simple"
 
 
 class Claim(NamedTuple):
@@ -42,6 +42,17 @@ CLAIMS = (
     Claim("UltraMem beside product keys", ULTRAMEM, "pkm", "-0.092 at 151M"),
     Claim("UltraMem beside Memory+", ULTRAMEM, "memory-plus", "-0.035 at 227M"),
     Claim("UltraMemV2 beside UltraMem", "ultramem-v2", ULTRAMEM, "-0.032 at 227M"),
+    Claim(
+        "UltraMem without skips and expansion beside UltraMem",
+        SIMPLE,
+        ULTRAMEM,
+        f"{-PAPER_ALONE['07-ive']:+.3f} without expansion alone, at 151M",
+    ),
+    Claim("UltraMem without skips and expansion beside experts", SIMPLE, "moe", ""),
+)
+AS_GOOD = (
+    ("UltraMem", ULTRAMEM, "4 times its size, at 1.6B"),
+    ("UltraMem without skips and expansion", SIMPLE, ""),
 )
 WHAT_THE_TABLE_IS = (
     "A cell is the first model's loss minus the other's, at equal compute and equal tokens: as published, and as seen "
@@ -93,8 +104,11 @@ def claims(folder: Path) -> str:
             *([claim.said, claim.published, *(_compared(column, claim) for column in columns)] for claim in CLAIMS),
             ["UltraMem beside one with a 64th of the rows", "lower",
              *(_more_rows(kept, column) for column in columns)],
-            ["UltraMem is as good as a dense model of", "4 times its size, at 1.6B",
-             *(_dense_size(kept, column) for column in columns)],
+            *(
+                [f"{said} is as good as a dense model of", published,
+                 *(_dense_size(kept, column, model) for column in columns)]
+                for said, model, published in AS_GOOD
+            ),
         ],
     )  # fmt: skip
     said = [_ladder(kept), _decoding(kept)]
@@ -121,17 +135,16 @@ def _more_rows(kept: Kept, column: Column) -> str:
     return "".join(column.beside(column.runs_of(ULTRAMEM), fewest, "table_size") for fewest in sizes.values())
 
 
-def _dense_size(kept: Kept, column: Column) -> str:
-    """Times its active parameters, where larger dense models are better."""
-    larger = kept.of_scale("dense_equivalent", column.scale)
-    if not larger or not all(column.loss in row for row in larger):
+def _dense_size(kept: Kept, column: Column, model: str) -> str:
+    """Times a model's active parameters, where larger dense models are better."""
+    runs, larger = column.runs_of(model), kept.of_scale("dense_equivalent", column.scale)
+    if not (runs and larger and all(column.loss in row for row in larger)):
         return ""
     points = dense_points([*larger, *column.runs_of("dense")], column.loss)
     if not descending(points):
         return ""
-    ultramem = column.runs_of(ULTRAMEM)
-    size, times = as_good_as(points, ultramem, column.loss)
-    return f"[{f'{times} times its size' if times else size}](#{anchor('equal_compute', ultramem[0])})"
+    size, times = as_good_as(points, runs, column.loss)
+    return f"[{f'{times} times its size' if times else size}](#{anchor('equal_compute', runs[0])})"
 
 
 def _ladder(kept: Kept) -> str | None:

@@ -5,6 +5,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from benchmarks.study.page.answers import answers
+from benchmarks.study.page.health import health
 from benchmarks.study.page.picture import picture
 from benchmarks.study.page.tables import (
     LOSSES,
@@ -69,7 +70,7 @@ def section(rows: list[Row]) -> Section:
         for label, lines in curves.items()
         if lines
     }
-    return Section(table + answers(groups), plots)
+    return Section(table + health(groups) + answers(groups), plots)
 
 
 def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:

@@ -66,7 +66,7 @@ def section(rows: list[Row]) -> Section:
 
 def rival_of(row: Row) -> str:
     """Which model was told of people."""
-    return row["name"].partition("-")[0]
+    return row["name"].removesuffix("-people").rpartition("-")[0]
 
 
 def mean_stored(runs: Sequence[Row]) -> float:
