@@ -156,6 +156,7 @@ SCALES = {
     scale.name: scale
     for scale in (
         _CPU,
+        _CPU.with_batch(8, name="cpu-long", tokens=3_276_800, learning_rates=(4e-3, 8e-3)),
         _GPU_15M,
         _GPU_15M.with_batch(16, name="gpu-15m-small-batch", tokens=32_000_000, learning_rates=(2e-3, 4e-3)),
         _GPU_25M,

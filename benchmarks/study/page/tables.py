@@ -159,11 +159,14 @@ def learning_rate(row: Row) -> float:
 
 
 def best_by_name(groups: Iterable[list[Row]], loss: str = "validation_loss") -> dict[str, list[Row]]:
-    """By name, in the order of `groups`, the runs with the lowest mean loss of those with other settings."""
+    """By name, in the order of `groups`, the runs of the best settings: of those with most seeds the lowest mean loss.
+
+    A single run of other settings may be lucky: it does not stand for a model that has several.
+    """
     best: dict[str, list[Row]] = {}
     for runs in groups:
         name = runs[0]["name"]
-        best[name] = min(best.get(name, runs), runs, key=lambda several: mean_of(several, loss))
+        best[name] = min(best.get(name, runs), runs, key=lambda several: (-len(several), mean_of(several, loss)))
     return best
 
 
