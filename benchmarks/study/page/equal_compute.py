@@ -70,7 +70,7 @@ def section(rows: list[Row]) -> Section:
         for label, lines in curves.items()
         if lines
     }
-    return Section(table + health(groups) + answers(groups), plots)
+    return Section(table + health([*best.values()]) + answers(groups), plots)
 
 
 def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:
