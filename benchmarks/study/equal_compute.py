@@ -1,6 +1,6 @@
 """Dense, experts and the memory layers at equal compute: same trunk, same tokens in the same order, three seeds.
 
-Each has the learning rates of its best run in `learning_rates`, which is to be made first.
+Each takes the learning rates of its best run in `learning_rates`, as far as that is there.
 
 python -m benchmarks.study.equal_compute --data data/docs --scale gpu-15m
 """

@@ -1,4 +1,4 @@
-"""Learning rates from short runs: the trunk's for each rival, then that of the tables for both UltraMems.
+"""Learning rates from short runs: the trunk's for each rival, then that of the tables for UltraMem and UltraMemV2.
 
 A rival is tried at the scale's rates; where the best of them is the highest or the lowest, at twice or half of it too.
 

@@ -6,8 +6,8 @@ dense model's; the active experts are together as wide as the dense inner size. 
 same number of parameters, about ten times the dense model's: that is why eight fine-grained experts are chosen of four
 times as many as two coarse ones are, and not, as OLMoE chooses them, of 64. `cpu-ultramem` has one head of 32 slots
 where the paper has two of 42, and rows as wide as the hidden size: in a run of minutes this learns fastest. `-simple`
-is UltraMem whose units read and add at one block, in the middle of the paper's skip, and whose rows are not expanded:
-in runs of up to an epoch it is ahead of the paper's shape (see docs/results.md).
+is UltraMem whose units read and add at one block of the paper's skip and whose rows are not expanded: at 25M, in runs
+of three quarters of an epoch, it ends ahead of the paper's shape (see docs/results.md).
 """
 
 from ultramem.models.configuration_ultramem import UltraMemConfig

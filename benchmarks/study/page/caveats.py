@@ -16,7 +16,9 @@ from benchmarks.study.page.tables import (
     by_name,
     by_scale,
     by_settings,
+    change,
     compared,
+    difference,
     mean_of,
     short_name,
 )
@@ -113,13 +115,13 @@ def experts(kept: Kept) -> str | None:
     for ultramem, groups in _beside(kept, "ultramem"):
         told = compared([run for runs in groups for run in runs])[-1]
         for runs in groups:
-            if (lead := mean_of(ultramem, told) - mean_of(runs, told)) > 0:
-                ahead.append(f"{_link(runs)} by {lead:.3f}")
+            if change(ultramem, runs, told)[0] > 0:
+                ahead.append(f"{_link(runs)} by {difference(ultramem, runs, told).removeprefix('+')}")
     if not ahead:
         return None
     return (
         "**Where others lead.** Ahead of UltraMem at equal compute and tokens, by the loss of new tokens where every "
-        f"model has it: {', '.join(ahead)}."
+        f"model has it, ± the standard error where both have several seeds: {', '.join(ahead)}."
     )
 
 

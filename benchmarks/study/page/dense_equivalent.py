@@ -93,7 +93,7 @@ def _as_good(sparse: list[list[Row]], points: list[tuple[float, float]], loss: s
 
 
 def dense_points(rows: Sequence[Row], loss: str = "validation_loss") -> list[tuple[float, float]]:
-    """The dense sizes, ascending, each with its mean loss at the learning rate that is best by it."""
+    """The dense sizes, ascending, each with its mean loss at its best learning rate, as `best_by_name` has it."""
     best = best_by_name(by_settings(rows), loss).values()
     return sorted((runs[0]["active_parameters"], mean_of(runs, loss)) for runs in best)
 

@@ -20,7 +20,7 @@ from ultramem.plots import Series
 TITLE = "Stored facts"
 EXPLANATION = (
     "Synthetic biographies, each person told of a hundred times; a person's facts hold 46.6 bits. Rates are tried "
-    "with the fewest people; links lead to a model's best."
+    "with the fewest people; links lead to a model's lowest validation loss."
 )
 
 

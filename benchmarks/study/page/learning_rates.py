@@ -4,7 +4,7 @@ from benchmarks.study.page.tables import Row, Section, by_name, learning_rate, m
 
 TITLE = "Learning rates"
 EXPLANATION = (
-    "Runs half as long; the best of each model, in bold, is what the other experiments take. A model that was not "
+    "Runs half as long; the best of each model, in bold, is what runs made afterwards take. A model that was not "
     "tried takes the rates of the nearest: dense for what has no memory, UltraMem for what has one."
 )
 
