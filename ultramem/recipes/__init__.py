@@ -1,7 +1,7 @@
 """Named runs: every recipe is a function that returns a TrainConfig.
 
-`published` and `open_models` hold the sizes of the papers, `ladder` the steps from product keys to UltraMem, `small`
-equal-compute families for a laptop and for one GPU.
+`published` and `open_models` hold the sizes of the papers, `ladder` the steps from product keys to UltraMem, `laptop`
+and `one_gpu` families of equal compute.
 """
 
 import fnmatch
@@ -10,12 +10,12 @@ from dataclasses import replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
-from ultramem.recipes import ladder, open_models, published, small
+from ultramem.recipes import ladder, laptop, one_gpu, open_models, published
 from ultramem.recipes.registry import Recipe
 from ultramem.train.config import TrainConfig
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {**small.RECIPES, **published.RECIPES, **open_models.RECIPES, **ladder.RECIPES}
+    {**laptop.RECIPES, **one_gpu.RECIPES, **published.RECIPES, **open_models.RECIPES, **ladder.RECIPES}
 )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ultramem.recipes import published, small
+from ultramem.recipes import laptop, one_gpu, published
 from ultramem.recipes.registry import Registry, with_model
 from ultramem.train.config import TrainConfig
 
@@ -127,11 +127,11 @@ LADDERS = {
         Sizes(narrow_keys=1728, units=["3:6", "6:9", "9:12"], split_keys=1000, split_key_size=500),
     ),
     "cpu": (
-        small.cpu_pkm,
+        laptop.cpu_pkm,
         Sizes(narrow_keys=444, units=["1:2", "3:4", "5:6"], split_keys=256, split_key_size=32),
     ),
     "gpu-25m": (
-        small.gpu_25m_pkm,
+        one_gpu.gpu_25m_pkm,
         Sizes(narrow_keys=996, units=["1:3", "4:6", "6:8"], split_keys=576, split_key_size=128),
     ),
 }

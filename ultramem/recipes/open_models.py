@@ -6,7 +6,8 @@ paper's figures count differently: active parameters (225M to 227M) with the emb
 """
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
-from ultramem.recipes.registry import Registry, every_block_ultramem_v2, with_model
+from ultramem.recipes.memories import every_block_ultramem_v2
+from ultramem.recipes.registry import Registry, with_model
 from ultramem.train.config import OptimizerConfig, TrainConfig
 
 RECIPES = Registry()

@@ -41,23 +41,6 @@ def with_model(config: TrainConfig, **changes: Any) -> TrainConfig:
     return replace(config, model=UltraMemConfig(**(given_fields(config.model) | changes)))
 
 
-def every_block_ultramem_v2(trunk: TrainConfig, num_keys: int, width: int) -> TrainConfig:
-    """Give every block of a trunk an UltraMemV2 layer: a head of 32 slots; keys, pre-values, values of one width."""
-    return with_model(
-        trunk,
-        memory="ultramem_v2",
-        memory_units=[f"{block}:{block}" for block in range(1, trunk.model.num_hidden_layers + 1)],
-        memory_num_keys=num_keys,
-        memory_key_size=width,
-        memory_value_size=width,
-        memory_pre_value_size=width,
-        memory_top_k=32,
-        memory_num_heads=1,
-        memory_expansion=1,
-        memory_query_conv_size=0,
-    )
-
-
 def given_fields(model: UltraMemConfig) -> dict[str, Any]:
     """Return a model's fields without those that only follow from others, so that they follow again after a change."""
     follows = {

@@ -1,149 +1,20 @@
-"""Families of equal compute: dense, mixtures of experts and the memory layers, for a laptop and for one GPU.
+"""Families of equal compute for one GPU, 15M, 25M and 100M active: dense, mixtures of experts and the memory layers.
 
 Within a family everything is the same but the feed-forward branch and the memory. The forward FLOPs of a token are
 equal within 2 percent, reached so: the trunks of models with memory have a smaller feed-forward inner size than the
 dense model's; the active experts are together as wide as the dense inner size. The sparse models have about the
 same number of parameters, about ten times the dense model's: that is why eight fine-grained experts are chosen of four
-times as many as two coarse ones are, and not, as OLMoE chooses them, of 64. `cpu-ultramem` has one head of 32 slots
-where the paper has two of 42, and rows as wide as the hidden size: in a run of minutes this learns fastest. `-simple`
-is UltraMem whose units read and add at one block of the paper's skip and whose rows are not expanded: at 25M, in runs
-of three quarters of an epoch, it ends ahead of the paper's shape (see docs/results.md).
+times as many as two coarse ones are, and not, as OLMoE chooses them, of 64. `-simple` is UltraMem whose units read and
+add at one block of the paper's skip and whose rows are not expanded: at 25M, in runs of three quarters of an epoch, it
+ends ahead of the paper's shape (see docs/results.md).
 """
 
 from ultramem.models.configuration_ultramem import UltraMemConfig
-from ultramem.recipes.registry import Registry, every_block_ultramem_v2, with_model
+from ultramem.recipes.memories import every_block_ultramem_v2, memory_plus, peer, without_skips_and_expansion
+from ultramem.recipes.registry import Registry, with_model
 from ultramem.train.config import OptimizerConfig, TrainConfig
 
 RECIPES = Registry()
-
-
-def _memory_plus(trunk: TrainConfig, units: list[str], num_keys: int, key_size: int, top_k: int) -> TrainConfig:
-    return with_model(
-        trunk,
-        memory="memory_plus",
-        memory_units=units,
-        memory_sharing="all",
-        memory_num_keys=num_keys,
-        memory_key_size=key_size,
-        memory_value_size=trunk.model.hidden_size,
-        memory_top_k=top_k,
-        memory_expansion=1,
-        memory_query_conv_size=0,
-    )
-
-
-def _simple(ultramem: TrainConfig, units: list[str], intermediate_size: int) -> TrainConfig:
-    return with_model(ultramem, intermediate_size=intermediate_size, memory_units=units, memory_expansion=1)
-
-
-def _peer(trunk: TrainConfig, unit: str, num_keys: int, key_size: int, num_heads: int) -> TrainConfig:
-    return with_model(
-        trunk,
-        memory="peer",
-        memory_units=[unit],
-        memory_num_keys=num_keys,
-        memory_key_size=key_size,
-        memory_value_size=trunk.model.hidden_size,
-        memory_top_k=16,
-        memory_num_heads=num_heads,
-        memory_expansion=1,
-        memory_query_conv_size=0,
-    )
-
-
-def _cpu(intermediate_size: int) -> TrainConfig:
-    return TrainConfig(
-        name="cpu",
-        model=UltraMemConfig(
-            vocab_size=4096,
-            hidden_size=128,
-            intermediate_size=intermediate_size,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-        ),
-        optimizer=OptimizerConfig(learning_rate=8e-3, warmup_steps=10),
-        steps=400,
-        batch_size=8,
-        sequence_length=256,
-        evaluate_every_steps=40,
-        evaluate_batches=16,
-        checkpoint_every_steps=80,
-        log_every_steps=4,
-    )
-
-
-@RECIPES.add("cpu-dense")
-def cpu_dense() -> TrainConfig:
-    """Dense transformer with 1.4M active parameters, for two CPU cores and three minutes."""
-    return _cpu(intermediate_size=456)
-
-
-@RECIPES.add("cpu-moe")
-def cpu_moe() -> TrainConfig:
-    """Mixture of experts, 2 of 26 active, at the compute of cpu-dense."""
-    return with_model(cpu_dense(), ffn="moe", num_experts=26, moe_intermediate_size=224)
-
-
-@RECIPES.add("cpu-moe-fine")
-def cpu_moe_fine() -> TrainConfig:
-    """Mixture of fine-grained experts, 8 of 112 active, at the compute of cpu-dense."""
-    return with_model(cpu_dense(), ffn="moe", num_experts=112, num_experts_per_tok=8, moe_intermediate_size=52)
-
-
-@RECIPES.add("cpu-pkm")
-def cpu_pkm() -> TrainConfig:
-    """Product-key memory in its own form, one layer, at the compute of cpu-dense."""
-    return with_model(
-        _cpu(intermediate_size=320),
-        memory="pkm",
-        memory_units=["3:3"],
-        memory_num_keys=314,
-        memory_key_size=180,
-        memory_value_size=128,
-        memory_top_k=16,
-        memory_expansion=1,
-        memory_query_conv_size=0,
-    )
-
-
-@RECIPES.add("cpu-ultramem")
-def cpu_ultramem() -> TrainConfig:
-    """UltraMem, three layers, at the compute of cpu-dense."""
-    return with_model(
-        _cpu(intermediate_size=272),
-        memory="ultramem",
-        memory_units=["1:2", "3:4", "5:6"],
-        memory_num_keys=181,
-        memory_key_size=64,
-        memory_value_size=128,
-        memory_num_heads=1,
-        memory_top_k=32,
-    )
-
-
-@RECIPES.add("cpu-ultramem-simple")
-def cpu_ultramem_simple() -> TrainConfig:
-    """UltraMem without skips and expansion, at the compute of cpu-dense."""
-    return _simple(cpu_ultramem(), ["1:1", "3:3", "5:5"], intermediate_size=368)
-
-
-@RECIPES.add("cpu-memory-plus")
-def cpu_memory_plus() -> TrainConfig:
-    """Memory+, three layers that share one table, at the compute of cpu-dense."""
-    return _memory_plus(_cpu(intermediate_size=336), ["2:2", "4:4", "6:6"], num_keys=311, key_size=32, top_k=16)
-
-
-@RECIPES.add("cpu-ultramem-v2")
-def cpu_ultramem_v2() -> TrainConfig:
-    """UltraMemV2, a memory in every block, at the compute of cpu-dense."""
-    return every_block_ultramem_v2(_cpu(intermediate_size=312), num_keys=180, width=32)
-
-
-@RECIPES.add("cpu-peer")
-def cpu_peer() -> TrainConfig:
-    """PEER, one layer of single-neuron experts, at the compute of cpu-dense."""
-    return _peer(_cpu(intermediate_size=408), "3:3", num_keys=220, key_size=32, num_heads=4)
 
 
 def _gpu_15m(intermediate_size: int) -> TrainConfig:
@@ -218,13 +89,13 @@ def gpu_15m_ultramem() -> TrainConfig:
 @RECIPES.add("gpu-15m-ultramem-simple")
 def gpu_15m_ultramem_simple() -> TrainConfig:
     """UltraMem without skips and expansion, at the compute of gpu-15m-dense."""
-    return _simple(gpu_15m_ultramem(), ["2:2", "5:5", "7:7"], intermediate_size=928)
+    return without_skips_and_expansion(gpu_15m_ultramem(), ["2:2", "5:5", "7:7"], intermediate_size=928)
 
 
 @RECIPES.add("gpu-15m-memory-plus")
 def gpu_15m_memory_plus() -> TrainConfig:
     """Memory+, three layers that share one table, at the compute of gpu-15m-dense."""
-    return _memory_plus(_gpu_15m(intermediate_size=816), ["2:2", "4:4", "6:6"], num_keys=608, key_size=96, top_k=24)
+    return memory_plus(_gpu_15m(intermediate_size=816), ["2:2", "4:4", "6:6"], num_keys=608, key_size=96, top_k=24)
 
 
 @RECIPES.add("gpu-15m-ultramem-v2")
@@ -236,7 +107,7 @@ def gpu_15m_ultramem_v2() -> TrainConfig:
 @RECIPES.add("gpu-15m-peer")
 def gpu_15m_peer() -> TrainConfig:
     """PEER, one layer of single-neuron experts, at the compute of gpu-15m-dense."""
-    return _peer(_gpu_15m(intermediate_size=896), "4:4", num_keys=432, key_size=96, num_heads=8)
+    return peer(_gpu_15m(intermediate_size=896), "4:4", num_keys=432, key_size=96, num_heads=8)
 
 
 def _gpu_25m(intermediate_size: int) -> TrainConfig:
@@ -311,13 +182,13 @@ def gpu_25m_ultramem() -> TrainConfig:
 @RECIPES.add("gpu-25m-ultramem-simple")
 def gpu_25m_ultramem_simple() -> TrainConfig:
     """UltraMem without skips and expansion, at the compute of gpu-25m-dense."""
-    return _simple(gpu_25m_ultramem(), ["2:2", "5:5", "7:7"], intermediate_size=1232)
+    return without_skips_and_expansion(gpu_25m_ultramem(), ["2:2", "5:5", "7:7"], intermediate_size=1232)
 
 
 @RECIPES.add("gpu-25m-memory-plus")
 def gpu_25m_memory_plus() -> TrainConfig:
     """Memory+, three layers that share one table, at the compute of gpu-25m-dense."""
-    return _memory_plus(_gpu_25m(intermediate_size=1080), ["2:2", "4:4", "6:6"], num_keys=704, key_size=128, top_k=24)
+    return memory_plus(_gpu_25m(intermediate_size=1080), ["2:2", "4:4", "6:6"], num_keys=704, key_size=128, top_k=24)
 
 
 @RECIPES.add("gpu-25m-ultramem-v2")
@@ -329,7 +200,7 @@ def gpu_25m_ultramem_v2() -> TrainConfig:
 @RECIPES.add("gpu-25m-peer")
 def gpu_25m_peer() -> TrainConfig:
     """PEER, one layer of single-neuron experts, at the compute of gpu-25m-dense."""
-    return _peer(_gpu_25m(intermediate_size=1192), "4:4", num_keys=496, key_size=128, num_heads=8)
+    return peer(_gpu_25m(intermediate_size=1192), "4:4", num_keys=496, key_size=128, num_heads=8)
 
 
 def _gpu_100m(intermediate_size: int) -> TrainConfig:
@@ -404,13 +275,13 @@ def gpu_100m_ultramem() -> TrainConfig:
 @RECIPES.add("gpu-100m-ultramem-simple")
 def gpu_100m_ultramem_simple() -> TrainConfig:
     """UltraMem without skips and expansion, at the compute of gpu-100m-dense."""
-    return _simple(gpu_100m_ultramem(), ["4:4", "7:7", "10:10"], intermediate_size=2416)
+    return without_skips_and_expansion(gpu_100m_ultramem(), ["4:4", "7:7", "10:10"], intermediate_size=2416)
 
 
 @RECIPES.add("gpu-100m-memory-plus")
 def gpu_100m_memory_plus() -> TrainConfig:
     """Memory+, three layers that share one table, at the compute of gpu-100m-dense."""
-    return _memory_plus(_gpu_100m(intermediate_size=2296), ["3:3", "6:6", "9:9"], num_keys=1140, key_size=192, top_k=32)
+    return memory_plus(_gpu_100m(intermediate_size=2296), ["3:3", "6:6", "9:9"], num_keys=1140, key_size=192, top_k=32)
 
 
 @RECIPES.add("gpu-100m-ultramem-v2")
@@ -422,4 +293,4 @@ def gpu_100m_ultramem_v2() -> TrainConfig:
 @RECIPES.add("gpu-100m-peer")
 def gpu_100m_peer() -> TrainConfig:
     """PEER, one layer of single-neuron experts, at the compute of gpu-100m-dense."""
-    return _peer(_gpu_100m(intermediate_size=2408), "6:6", num_keys=808, key_size=192, num_heads=8)
+    return peer(_gpu_100m(intermediate_size=2408), "6:6", num_keys=808, key_size=192, num_heads=8)
