@@ -222,6 +222,13 @@ def test_dense_models_grow_by_the_factor(family, factor):
     assert larger.head_dim == dense.model.head_dim
 
 
+@pytest.mark.parametrize("family", ["cpu", "gpu-15m", "gpu-25m", "gpu-100m"])
+def test_the_simple_recipe_is_the_shape_without_skips_and_expansion(family):
+    ultramem, simple = recipes.get(f"{family}-ultramem"), recipes.get(f"{family}-ultramem-simple")
+    changed = with_model(ultramem, **shape.VARIANTS["no-expansion-no-skips"](ultramem.model))
+    assert equal_compute.with_as_many_matrices(changed, ultramem).model == simple.model
+
+
 def test_rows_multiply_at_fixed_compute(tiny_scale, tmp_path):
     ultramem = recipes.get("gpu-25m-ultramem")
     scale = command.SCALES["gpu-25m"]
