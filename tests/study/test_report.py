@@ -93,6 +93,8 @@ def test_new_and_repeated_tokens_stand_apart_where_they_were_measured(kept):
     for name in ("dense", "pkm"):
         results.add(row(f"gpu-25m-{name}", 2.9, seed=3, recipe=f"gpu-25m-{name}", **apart))
     part, _ = report.study(kept)
+    assert line_of(part, "equal-compute-gpu-25m-pkm")[2] == "0.001, tables x10"
+    assert line_of(part, "equal-compute-gpu-25m-dense")[2] == "0.001"
     assert line_of(part, "equal-compute-gpu-25m-pkm")[5:7] == ["3.500", "0.500"]
     assert line_of(part, "equal-compute-gpu-25m-dense")[5:7] == ["", ""], "other seeds lack it"
 

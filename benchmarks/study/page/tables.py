@@ -158,6 +158,12 @@ def learning_rate(row: Row) -> float:
     return row["settings"]["optimizer"]["learning_rate"]
 
 
+def rates(row: Row) -> str:
+    """The trunk's learning rate and, where there is a memory, how many times faster its tables learn at first."""
+    tables = row["settings"]["optimizer"]["table_multiplier_start"]
+    return f"{learning_rate(row):g}" + (f", tables x{tables:g}" if row["settings"]["model"]["memory"] else "")
+
+
 def best_by_name(groups: Iterable[list[Row]], loss: str = "validation_loss") -> dict[str, list[Row]]:
     """By name, in the order of `groups`, the runs of the best settings: of those with most seeds the lowest mean loss.
 
