@@ -1,6 +1,8 @@
 import json
+import random
 import re
 import shutil
+from math import sqrt
 from xml.etree import ElementTree
 
 import pytest
@@ -9,9 +11,10 @@ from benchmarks.study import ladder, report
 from benchmarks.study.ladder import PAPER
 from benchmarks.study.page.caveats import caveats
 from benchmarks.study.page.claims import claims
+from benchmarks.study.page.copying import adjusted, copying
 from benchmarks.study.page.dense_equivalent import NO_SIZE, dense_size_for
 from benchmarks.study.page.speed import kept_lines
-from benchmarks.study.page.tables import difference
+from benchmarks.study.page.tables import by_settings, difference, mean_of
 from benchmarks.study.results import Results
 from benchmarks.study.scales import SCALES
 from tests.anchors import anchors
@@ -234,12 +237,27 @@ def test_a_step_that_was_timed_alone_is_every_such_models(kept):
     results = Results("equal_compute", kept)
     rows = [each | {"side_by_side": 3} for each in results.rows()]
     results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
-    timed = {"settings": rows[1]["settings"] | {"compile": True, "steps": 9}, "hardware": rows[1]["hardware"]}
+    moe = rows[1]
+    timed = {name: moe[name] for name in ("hardware", "commit")}
+    timed["settings"] = moe["settings"] | {"compile": True, "steps": 9}
     times = Results("step_time", kept, kept)
     times.add(timed | {"seconds_per_step": 0.7, "hardware": "another machine"})
     times.add(timed | {"seconds_per_step": 0.5})
     dense, moe = (line_of(report.study(kept)[0], f"equal-compute-gpu-25m-{name}") for name in ("dense", "moe"))
     assert (dense[-3], moe[-3]) == ("", "500.0")
+
+
+def test_times_of_two_occasions_are_not_compared(kept):
+    results = Results("equal_compute", kept)
+    rows = [each | {"side_by_side": 3} for each in results.rows()]
+    results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    times = Results("step_time", kept, kept)
+    for each, commit in zip(rows[:3], ("one", "one", "two"), strict=True):
+        times.add({name: each[name] for name in ("settings", "hardware", "seconds_per_step")} | {"commit": commit})
+    part, plots = report.study(kept)
+    for name, loss in (("dense", "3.020"), ("moe", "2.920"), ("ultramem", "")):
+        assert line_of(part, f"equal-compute-gpu-25m-{name}")[-3:] == ["20.0", loss, "3"]
+    assert [name in plots["gpu-25m_equal_compute_seconds.svg"] for name in ("moe", "ultramem")] == [True, False]
 
 
 def test_runs_with_other_settings_stand_apart(kept):
@@ -453,6 +471,56 @@ def test_new_tokens_are_compared_where_every_model_has_them(kept):
     assert NO_SIZE.format("validation loss") in part
     assert line_of(part, "as-good-gpu-15m-ultramem") == ["3.400", "35.4M", "1.41"]
     assert line_of(part, "shape-gpu-15m-ultramem-no-skips")[1:5] == ["3.200", "-0.100", "3.580", "-0.020"]
+
+
+def test_what_copying_later_costs_is_taken_out_of_new_tokens(kept):
+    """Seeds of a model on a line of slope 0.2, at levels 0.1 apart: that is the difference, whatever each copied."""
+    results = Results("equal_compute", kept, kept)
+    levels = {"dense": (3.3, 0.8), "ultramem": (3.2, 1.1), "pkm": (3.35, 0.9)}
+    for seed, later in enumerate((0.0, 0.1, 0.3)):
+        for name, (level, repeated) in levels.items():
+            apart = {"new_loss": level + 0.2 * (repeated + later), "repeated_loss": repeated + later}
+            recipe = f"gpu-15m-{name}"
+            results.add(row(recipe, 3.0, seed=seed, scale="gpu-15m", recipe=recipe, repeated_share=0.2, **apart))
+    text = copying(by_settings(each for each in results.rows() if each["scale"] == "gpu-15m"))
+    assert "by 0.20 ± 0.00 of what its loss of repeated tokens is higher" in text
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    assert lines[1:] == [
+        ["ultramem", "3.413", "-0.100 ± 0.000", ""],
+        ["dense", "3.513", "", "+0.100 ± 0.000"],
+        ["pkm", "3.563", "+0.050 ± 0.000", "+0.150 ± 0.000"],
+    ]
+    assert text in report.study(kept)[0]
+
+
+def test_the_errors_of_new_tokens_at_equal_copying_are_the_textbooks():
+    """Each model's own scatter around one slope within models; the farther two are apart in copying, the larger."""
+    draws = random.Random(0)
+    groups = [
+        [{"repeated_loss": at + draws.random(), "new_loss": level + draws.random()} for _ in range(count)]
+        for at, level, count in ((0.8, 3.3, 3), (1.5, 3.0, 4), (0.9, 3.1, 2))
+    ]
+    within = [
+        (run["repeated_loss"] - mean_of(runs, "repeated_loss"), run["new_loss"] - mean_of(runs, "new_loss"))
+        for runs in groups
+        for run in runs
+    ]
+    spread = sum(x * x for x, _ in within)
+    slope = sum(x * y for x, y in within) / spread
+    variance = sum((y - slope * x) ** 2 for x, y in within) / (9 - 3 - 1)
+    one, other = groups[0], groups[1]
+    apart = mean_of(one, "repeated_loss") - mean_of(other, "repeated_loss")
+    fit = adjusted(groups)
+    assert (fit.slope, fit.slope_error) == pytest.approx((slope, sqrt(variance / spread)))
+    expected = mean_of(one, "new_loss") - mean_of(other, "new_loss") - slope * apart
+    assert fit.difference(0, 1) == pytest.approx((expected, sqrt(variance * (1 / 3 + 1 / 4 + apart**2 / spread))))
+
+
+def test_equal_copying_is_not_told_from_too_few_or_equal_seeds():
+    alike = [[{"repeated_loss": 0.5, "new_loss": 3.0 + seed / 100} for seed in range(4)] for _ in range(2)]
+    few = [[{"repeated_loss": 0.5 + seed / 10, "new_loss": 3.0} for seed in range(2)] for _ in range(3)]
+    assert adjusted(alike) is None
+    assert adjusted(few) is None
 
 
 def test_of_two_settings_of_a_model_the_better_counts_but_not_for_fewer_seeds(kept):

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.study.ladder import PAPER
-from benchmarks.study.page.equal_compute import loss_in, training_seconds
+from benchmarks.study.page.equal_compute import loss_in_time_of, training_seconds
 from benchmarks.study.page.kept_runs import Kept
 from benchmarks.study.page.knowledge import mean_stored, rival_of
 from benchmarks.study.page.speed import fastest_steps
@@ -131,7 +131,7 @@ def equal_time(kept: Kept) -> str | None:
     for dense, groups in _beside(kept, "dense"):
         end = training_seconds(dense)
         for runs in groups:
-            loss = loss_in(end, runs)
+            loss = loss_in_time_of(dense, runs)
             # What is faster has ended, too: it is compared at equal compute.
             if loss is not None and training_seconds(runs) > end and loss > mean_of(dense, "validation_loss"):
                 behind.append(f"{_link(runs)} by {loss - mean_of(dense, 'validation_loss'):.3f}")

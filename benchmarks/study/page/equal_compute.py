@@ -5,6 +5,7 @@ from itertools import pairwise
 from statistics import fmean
 
 from benchmarks.study.page.answers import answers
+from benchmarks.study.page.copying import copying
 from benchmarks.study.page.health import health
 from benchmarks.study.page.picture import picture
 from benchmarks.study.page.tables import (
@@ -29,9 +30,9 @@ from ultramem.plots import Series
 TITLE = "Equal compute"
 EXPLANATION = (
     "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are of steps that had "
-    "the machine to themselves; a loss in the dense model's time is that of a run on its way, whose learning rate has "
-    "not come down. A repeated token, where these are told apart, ends a trigram that stands earlier in its window: "
-    "it can be copied."
+    "the machine to themselves, not all on one day; a loss in the dense model's time, where both were timed on one "
+    "occasion, is that of a run on its way, whose learning rate has not come down. A repeated token, where these are "
+    "told apart, ends a trigram that stands earlier in its window: it can be copied."
 )
 
 
@@ -39,7 +40,7 @@ def section(rows: list[Row]) -> Section:
     """Every rival: its size, its loss with its spread, and what a step of it takes."""
     groups = by_settings(rows)
     dense = next(runs for runs in groups if kind_of(runs[0]) == "dense")
-    in_dense_time = [loss_in(training_seconds(dense), runs) for runs in groups]
+    in_dense_time = [loss_in_time_of(dense, runs) for runs in groups]
     best = best_by_name(groups)
     which = measured(rows)
     table = markdown_table(
@@ -63,15 +64,16 @@ def section(rows: list[Row]) -> Section:
     )  # fmt: skip
     curves = {
         "tokens": [curve(short_name(runs[0]), runs) for runs in groups],
-        "seconds of training": [curve(short_name(runs[0]), runs, step_seconds(runs)) for runs in groups
-                                if step_seconds(runs) is not None],
+        "seconds of training": [curve(short_name(runs[0]), runs, step) for runs in groups
+                                if (step := step_seconds_beside(dense, runs)) is not None],
     }  # fmt: skip
     plots = {
         f"equal_compute_{label.split()[0]}.svg": picture(lines, x_label=label, y_label="validation loss", leave_out=0.3)
         for label, lines in curves.items()
         if lines
     }
-    return Section(table + health([*best.values()]) + answers(groups), plots)
+    models = [*best.values()]
+    return Section(table + copying(models) + health(models) + answers(groups), plots)
 
 
 def curve(name: str, runs: Sequence[Row], step: float | None = None) -> Series:
@@ -114,9 +116,14 @@ def training_seconds(runs: Sequence[Row]) -> float | None:
     return None if step is None else step * runs[0]["settings"]["steps"]
 
 
-def loss_in(seconds: float | None, runs: Sequence[Row]) -> float | None:
-    """The mean loss after so many seconds of training; none where times are not known."""
-    step = step_seconds(runs)
+def step_seconds_beside(others: Sequence[Row], runs: Sequence[Row]) -> float | None:
+    """What a step takes; none where that of other runs was not timed on the same occasion: hosts and days differ."""
+    return step_seconds(runs) if runs[0].get("timed_at") == others[0].get("timed_at") else None
+
+
+def loss_in_time_of(others: Sequence[Row], runs: Sequence[Row]) -> float | None:
+    """The mean loss when other runs have ended; none where the steps of both were not timed together."""
+    seconds, step = training_seconds(others), step_seconds_beside(others, runs)
     if seconds is None or step is None:
         return None
     return loss_at(seconds, curve("", runs, step).points)

@@ -23,7 +23,12 @@ def _same_step(row: Row, time: Row) -> bool:
 
 def _timed(row: Row, time: Row) -> Row:
     settings = row["settings"] | {"compile": time["settings"]["compile"]}
-    return {"seconds_per_step": time["seconds_per_step"], "side_by_side": 1, "settings": settings}
+    return {
+        "seconds_per_step": time["seconds_per_step"],
+        "side_by_side": 1,
+        "settings": settings,
+        "timed_at": time["commit"],
+    }
 
 
 class Kept(NamedTuple):
