@@ -19,7 +19,7 @@ EXPERIMENT = "learning_rates"
 SHARE_OF_TOKENS = 2  # a sweep's run is half as long
 RIVALS = ("dense", "ultramem", "moe", "pkm", "ultramem-v2", "memory-plus", "moe-fine", "ultramem-simple")
 TABLES_SWEPT = ("ultramem", "ultramem-v2")
-TABLE_MULTIPLIERS = (1.0, 3.0)  # beside the recipe's own
+TABLE_MULTIPLIERS = (1.0, 3.0, 10.0)
 MOST_RATES = 6
 
 
@@ -37,7 +37,8 @@ def runs(scale: Scale, tokens: int, results: Results, seeds: Sequence[int]) -> I
             if rival in TABLES_SWEPT and set(rates) <= set(losses):
                 best = min(rates, key=losses.__getitem__)
                 for start in TABLE_MULTIPLIERS:
-                    yield variant(scale, recipe, tokens, seed, learning_rate=best, table_multiplier_start=start)
+                    if start != recipe.optimizer.table_multiplier_start:
+                        yield variant(scale, recipe, tokens, seed, learning_rate=best, table_multiplier_start=start)
                 horizon = scale.fit(recipe, tokens).steps // 3
                 yield variant(scale, recipe, tokens, seed, learning_rate=best, table_horizon_steps=horizon)
 

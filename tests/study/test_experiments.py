@@ -75,7 +75,8 @@ def test_the_sweep_ends_when_every_best_rate_lies_between_others(
         assert min(losses) < best < max(losses) or len(losses) == learning_rates.MOST_RATES
     for rival in learning_rates.TABLES_SWEPT:
         tables = [row["settings"]["optimizer"] for row in rows if row["name"] == f"cpu-{rival}"]
-        assert sum(optimizer["table_multiplier_start"] != 10 for optimizer in tables) == 2
+        own = recipes.get(f"cpu-{rival}").optimizer.table_multiplier_start
+        assert sum(optimizer["table_multiplier_start"] != own for optimizer in tables) == 2
         assert sum(optimizer["table_horizon_steps"] is not None for optimizer in tables) == 1
     monkeypatch.setattr(schedule, "start", lambda *_: pytest.fail("it trains again"))
     assert make(learning_rates, prepared, tmp_path) == rows
