@@ -60,6 +60,18 @@ def test_equals_a_loop_over_tokens_forward_and_every_gradient(num_experts, num_c
     torch.testing.assert_close(gradients, expected_gradients)
 
 
+def test_second_derivatives_are_those_of_the_loop():
+    torch.manual_seed(0)
+    moe = MoE(3, 4, num_experts=5, num_experts_per_tok=2, load_balance_coef=0.0, dtype=torch.float64)
+    hidden = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+
+    def curvature(output):
+        (gradient,) = torch.autograd.grad(output.square().sum(), hidden, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), hidden)
+
+    torch.testing.assert_close(curvature(moe(hidden).hidden_states), curvature(oracle(moe, hidden, 0.0, 0.0)[0]))
+
+
 def test_no_token_is_dropped_when_all_choose_the_same_expert():
     torch.manual_seed(0)
     moe = MoE(4, 8, num_experts=8, num_experts_per_tok=1)
