@@ -72,6 +72,17 @@ def test_second_derivatives_are_those_of_the_loop():
     torch.testing.assert_close(curvature(moe(hidden).hidden_states), curvature(oracle(moe, hidden, 0.0, 0.0)[0]))
 
 
+def test_functional_gradients_are_those_of_autograd():
+    torch.manual_seed(0)
+    moe, hidden = MoE(3, 4, num_experts=5, num_experts_per_tok=2), torch.randn(7, 3, requires_grad=True)
+
+    def total(hidden):
+        return moe(hidden).hidden_states.square().sum()
+
+    (expected,) = torch.autograd.grad(total(hidden), hidden)
+    torch.testing.assert_close(torch.func.grad(total)(hidden), expected)
+
+
 def test_no_token_is_dropped_when_all_choose_the_same_expert():
     torch.manual_seed(0)
     moe = MoE(4, 8, num_experts=8, num_experts_per_tok=1)

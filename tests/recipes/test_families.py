@@ -29,11 +29,12 @@ def test_sparse_rivals_are_of_one_size(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rivals_are_trained_alike(name):
-    """But for how fast tables learn, which a dense model has none of."""
+    """But for the tables of UltraMemV2 on a laptop, which begin at another multiple."""
 
     def training(config):
-        optimizer = replace(config.optimizer, table_multiplier_start=1.0)
-        return vars(config) | {"name": None, "model": None, "optimizer": optimizer}
+        if config.name == "cpu-ultramem-v2":
+            config = replace(config, optimizer=replace(config.optimizer, table_multiplier_start=10.0))
+        return vars(config) | {"name": None, "model": None}
 
     first, *others = family(name).values()
     assert all(training(other) == training(first) for other in others)

@@ -238,7 +238,7 @@ def test_a_step_that_was_timed_alone_is_every_such_models(kept):
     rows = [each | {"side_by_side": 3} for each in results.rows()]
     results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     moe = rows[1]
-    timed = {name: moe[name] for name in ("hardware", "commit")}
+    timed = {name: moe[name] for name in ("hardware", "commit", "date")}
     timed["settings"] = moe["settings"] | {"compile": True, "steps": 9}
     times = Results("step_time", kept, kept)
     times.add(timed | {"seconds_per_step": 0.7, "hardware": "another machine"})
@@ -249,14 +249,24 @@ def test_a_step_that_was_timed_alone_is_every_such_models(kept):
 
 def test_times_of_two_occasions_are_not_compared(kept):
     results = Results("equal_compute", kept)
-    rows = [each | {"side_by_side": 3} for each in results.rows()]
+    slow_start = [
+        {"tokens": tokens, "seconds": tokens, "loss": loss} for tokens, loss in ((10, 5.0), (50, 4.0), (100, 2.9))
+    ]
+    rows = [
+        each | {"side_by_side": 3} | ({} if each["name"].endswith("dense") else {"validation": slow_start})
+        for each in results.rows()
+    ]
     results.path.write_text("".join(json.dumps(each) + "\n" for each in rows))
     times = Results("step_time", kept, kept)
-    for each, commit in zip(rows[:3], ("one", "one", "two"), strict=True):
-        times.add({name: each[name] for name in ("settings", "hardware", "seconds_per_step")} | {"commit": commit})
+    for each, step, commit in zip(rows[:3], (0.02, 0.04, 0.04), ("one", "one", "two"), strict=True):
+        time = {"seconds_per_step": step, "commit": commit, "date": "2026-11-24"}
+        times.add({name: each[name] for name in ("settings", "hardware")} | time)
     part, plots = report.study(kept)
-    for name, loss in (("dense", "3.020"), ("moe", "2.920"), ("ultramem", "")):
-        assert line_of(part, f"equal-compute-gpu-25m-{name}")[-3:] == ["20.0", loss, "3"]
+    for name, step, loss in (("dense", "20.0", "3.020"), ("moe", "40.0", "4.000"), ("ultramem", "40.0", "")):
+        assert line_of(part, f"equal-compute-gpu-25m-{name}")[-3:] == [step, loss, "3"]
+    (behind,) = [line for line in caveats(kept).splitlines() if "after a given time" in line]
+    assert "moe" in behind
+    assert "ultramem" not in behind
     assert [name in plots["gpu-25m_equal_compute_seconds.svg"] for name in ("moe", "ultramem")] == [True, False]
 
 
@@ -517,7 +527,7 @@ def test_the_errors_of_new_tokens_at_equal_copying_are_the_textbooks():
 
 
 def test_equal_copying_is_not_told_from_too_few_or_equal_seeds():
-    alike = [[{"repeated_loss": 0.5, "new_loss": 3.0 + seed / 100} for seed in range(4)] for _ in range(2)]
+    alike = [[{"repeated_loss": at, "new_loss": 3.0 + seed / 100} for seed in range(4)] for at in (0.5, 0.75)]
     few = [[{"repeated_loss": 0.5 + seed / 10, "new_loss": 3.0} for seed in range(2)] for _ in range(3)]
     assert adjusted(alike) is None
     assert adjusted(few) is None

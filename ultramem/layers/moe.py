@@ -142,10 +142,16 @@ class _Permute(torch.autograd.Function):
     repeat: with float atomics, or, deterministically, after a sort.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
+    def forward(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         return rows.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        _, order, inverse = inputs
+        ctx.save_for_backward(order, inverse)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:

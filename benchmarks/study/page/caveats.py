@@ -115,13 +115,15 @@ def experts(kept: Kept) -> str | None:
     for ultramem, groups in _beside(kept, "ultramem"):
         told = compared([run for runs in groups for run in runs])[-1]
         for runs in groups:
-            if change(ultramem, runs, told)[0] > 0:
+            behind, error = change(ultramem, runs, told)
+            if behind > 2 * (error or 0.0):
                 ahead.append(f"{_link(runs)} by {difference(ultramem, runs, told).removeprefix('+')}")
     if not ahead:
         return None
     return (
         "**Where others lead.** Ahead of UltraMem at equal compute and tokens, by the loss of new tokens where every "
-        f"model has it, ± the standard error where both have several seeds: {', '.join(ahead)}."
+        "model has it, and by more than twice the standard error where both have several seeds: "
+        f"{', '.join(ahead)}."
     )
 
 

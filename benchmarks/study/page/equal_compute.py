@@ -7,6 +7,7 @@ from statistics import fmean
 from benchmarks.study.page.answers import answers
 from benchmarks.study.page.copying import copying
 from benchmarks.study.page.health import health
+from benchmarks.study.page.kept_runs import occasion
 from benchmarks.study.page.picture import picture
 from benchmarks.study.page.tables import (
     LOSSES,
@@ -30,9 +31,9 @@ from ultramem.plots import Series
 TITLE = "Equal compute"
 EXPLANATION = (
     "Same trunk, same tokens in the same order; FLOPs are relative to the dense model's. Times are of steps that had "
-    "the machine to themselves, not all on one day; a loss in the dense model's time, where both were timed on one "
-    "occasion, is that of a run on its way, whose learning rate has not come down. A repeated token, where these are "
-    "told apart, ends a trigram that stands earlier in its window: it can be copied."
+    "the machine to themselves; a loss in the dense model's time, where both were timed on one occasion, is that of a "
+    "run on its way, whose learning rate has not come down. A repeated token, where these are told apart, ends a "
+    "trigram that stands earlier in its window: it can be copied."
 )
 
 
@@ -65,7 +66,7 @@ def section(rows: list[Row]) -> Section:
     curves = {
         "tokens": [curve(short_name(runs[0]), runs) for runs in groups],
         "seconds of training": [curve(short_name(runs[0]), runs, step) for runs in groups
-                                if (step := step_seconds_beside(dense, runs)) is not None],
+                                if (step := step_seconds_timed_with(dense, runs)) is not None],
     }  # fmt: skip
     plots = {
         f"equal_compute_{label.split()[0]}.svg": picture(lines, x_label=label, y_label="validation loss", leave_out=0.3)
@@ -116,14 +117,14 @@ def training_seconds(runs: Sequence[Row]) -> float | None:
     return None if step is None else step * runs[0]["settings"]["steps"]
 
 
-def step_seconds_beside(others: Sequence[Row], runs: Sequence[Row]) -> float | None:
-    """What a step takes; none where that of other runs was not timed on the same occasion: hosts and days differ."""
-    return step_seconds(runs) if runs[0].get("timed_at") == others[0].get("timed_at") else None
+def step_seconds_timed_with(others: Sequence[Row], runs: Sequence[Row]) -> float | None:
+    """What a step of some runs takes; none where other runs' was timed on another occasion: hosts and days differ."""
+    return step_seconds(runs) if occasion(runs[0]) == occasion(others[0]) else None
 
 
 def loss_in_time_of(others: Sequence[Row], runs: Sequence[Row]) -> float | None:
     """The mean loss when other runs have ended; none where the steps of both were not timed together."""
-    seconds, step = training_seconds(others), step_seconds_beside(others, runs)
+    seconds, step = training_seconds(others), step_seconds_timed_with(others, runs)
     if seconds is None or step is None:
         return None
     return loss_at(seconds, curve("", runs, step).points)

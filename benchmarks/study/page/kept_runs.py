@@ -15,6 +15,11 @@ def with_step_times(rows: Sequence[Row], times: Sequence[Row]) -> list[Row]:
     return [row | next((_timed(row, time) for time in times if _same_step(row, time)), {}) for row in rows]
 
 
+def occasion(row: Row) -> tuple[str, str]:
+    """When a time was taken: those of one commit and day had, most likely, one host."""
+    return row.get("timed_on", (row["commit"], row["date"]))
+
+
 def _same_step(row: Row, time: Row) -> bool:
     same = ("model", "batch_size", "sequence_length")
     alike = all(row["settings"][name] == time["settings"][name] for name in same)
@@ -27,7 +32,7 @@ def _timed(row: Row, time: Row) -> Row:
         "seconds_per_step": time["seconds_per_step"],
         "side_by_side": 1,
         "settings": settings,
-        "timed_at": time["commit"],
+        "timed_on": occasion(time),
     }
 
 
