@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.study.page.tables import Row, markdown_table, short_name
+from benchmarks.study.page.tables import Row, anchored, markdown_table, short_name, with_error
 
 # Fewer would give the errors at random.
 FEWEST_DEGREES_OF_FREEDOM = 4
@@ -77,10 +77,10 @@ def copying(groups: Sequence[Sequence[Row]]) -> str:
 
     def line(model: int) -> list[str]:
         return [
-            names[model],
+            anchored("equal_copying", groups[model][0], names[model]),
             f"{fit.losses[model]:.3f}",
             *(
-                "" if names[model] == other else "{:+.3f} ± {:.3f}".format(*fit.difference(model, names.index(other)))
+                "" if names[model] == other else with_error(*fit.difference(model, names.index(other)))
                 for other in beside
             ),
         ]

@@ -51,10 +51,14 @@ def change(runs: Sequence[Row], others: Sequence[Row], field: str) -> tuple[floa
     return gives, sqrt(sum(variance([row[field] for row in rows]) / len(rows) for rows in (runs, others)))
 
 
-def difference(runs: Sequence[Row], others: Sequence[Row], field: str) -> str:
-    """That change as the page shows it."""
-    gives, error = change(runs, others, field)
+def with_error(gives: float, error: float | None) -> str:
+    """A change as the page shows it."""
     return f"{gives:+.3f}" if error is None else f"{gives:+.3f} ± {error:.3f}"
+
+
+def difference(runs: Sequence[Row], others: Sequence[Row], field: str) -> str:
+    """What a number is above that of other runs, as the page shows it."""
+    return with_error(*change(runs, others, field))
 
 
 def anchor(experiment: str, row: Row) -> str:
